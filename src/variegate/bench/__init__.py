@@ -1,0 +1,1 @@
+"""What keeps us honest: a world whose truth is known, and its judge."""

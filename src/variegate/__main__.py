@@ -1,0 +1,6 @@
+"""`python -m variegate` is the same as `variegate`."""
+
+from variegate.cli import main
+
+if __name__ == "__main__":
+    main()

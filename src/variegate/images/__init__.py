@@ -1,0 +1,104 @@
+"""Pictures of any origin as one type: training photographs and samples are both an ImageSet.
+
+Reading a folder decodes no picture and imports no torch; `audit` tells what is wrong with a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+
+from variegate.errors import ImagesError
+from variegate.images.cache import cache_dir
+from variegate.images.conventions import read_folder
+from variegate.images.decode import Examined, Fault, examine
+from variegate.images.picture import Picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from variegate.images.features import ImageEncoder
+else:  # names for the shape checker; torch is imported when features are asked for
+    Tensor = ImageEncoder = Any
+
+__all__ = ["Examined", "Fault", "ImageSet", "Picture", "cache_dir", "examine"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures in a fixed order, where they came from, and what was wrong on reading them.
+
+    Keys are unique. `faults` are about the folder (captions, links, formats); what is wrong inside
+    a picture file is found by `examine`, which decodes it.
+    """
+
+    pictures: tuple[Picture, ...]
+    origin: str
+    faults: tuple[Fault, ...] = ()
+
+    @staticmethod
+    def read(folder: Path | str) -> ImageSet:
+        """The pictures of a folder: flat with captions beside them, kohya's `10_name` sub-folders,
+        metadata.jsonl, or one sub-folder per prompt.
+
+        Raises: ImagesError when there is no folder or no picture in it.
+        """
+        reading = read_folder(Path(folder))
+        if not reading.pictures:
+            raise ImagesError(_nothing_found(str(folder), reading.faults))
+        return ImageSet(tuple(reading.pictures), str(reading.root), tuple(reading.faults))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.pictures)
+
+    def by_prompt(self) -> dict[str, ImageSet]:
+        """The set split by prompt, in the order of first appearance; no prompt counts as ""."""
+        parts: dict[str, list[Picture]] = {}
+        for picture in self.pictures:
+            parts.setdefault(picture.prompt or "", []).append(picture)
+        return {p: ImageSet(tuple(found), self.origin) for p, found in parts.items()}
+
+    def select(self, keys: Iterable[str]) -> ImageSet:
+        """The pictures with these keys, in the order of the keys.
+
+        Raises: ImagesError that names the keys that are not in the set.
+        """
+        by_key = {p.key: p for p in self.pictures}
+        wanted = list(keys)
+        unknown = [k for k in wanted if k not in by_key]
+        if unknown:
+            raise ImagesError(
+                f"{len(unknown)} of {len(wanted)} keys are not in the set from {self.origin!r}: "
+                f"{', '.join(map(repr, unknown[:3]))}"
+            )
+        return ImageSet(tuple(by_key[k] for k in wanted), self.origin)
+
+    def with_group(self, name: str) -> ImageSet:
+        """The same pictures, all in one group."""
+        return replace(self, pictures=tuple(replace(p, group=name) for p in self.pictures))
+
+    def features(self, encoder: ImageEncoder, *, batch: int = 64) -> Float[Tensor, "n d"]:
+        """One row per picture, in order, kept on disk by content under `cache_dir()`.
+
+        batch: pictures per call of the encoder.
+        Raises: EmptyImageSet, ImagesError for a picture that cannot be opened, EncoderError.
+        """
+        from variegate.images.features import cached_features
+
+        return cached_features(self.pictures, encoder, batch=batch)
+
+
+def _nothing_found(folder: str, faults: list[Fault]) -> str:
+    refused = [f for f in faults if not f.usable]
+    message = f"no pictures in {folder!r}; expected PNG, JPEG, WEBP, BMP or GIF files"
+    if refused:
+        told = "; ".join(f"{f.file.name!r}: {f.fault}" for f in refused[:3])
+        message += f". {len(refused)} file(s) were refused: {told}"
+    return message

@@ -1,4 +1,4 @@
-"""The strategies as a menu: what each does, where it acts, what it costs, what it was measured to do.
+"""The strategies as a menu: what each does, where it acts, its cost, its measured effect.
 
 Names, settings and summaries are read from the recipe, so that menu and recipe cannot part; only
 stage, cost and effect are written here.

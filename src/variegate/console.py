@@ -110,6 +110,11 @@ class Door:
         """Set the one answer: a JSON-ready document, and the same for people."""
         self._document, self._text, self.exit_code = document, text, exit_code
 
+    def warn(self, message: str) -> None:
+        """Tell people something beside the answer."""
+        self.say.rest()
+        print(printable(message), file=sys.stderr)
+
     def __enter__(self) -> Door:
         _calm_third_parties(self.debug)
         # A library that prints must not spoil the answer.

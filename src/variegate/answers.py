@@ -1,0 +1,97 @@
+"""The command line's answers as text for people; the JSON beside each carries the same facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from variegate.console import printable
+from variegate.measurement import Measurement, Verdict
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The sentence, the reasons, every number with its interval, and what to do."""
+    parts = [f"{', '.join(verdict.labels)}: {verdict.sentence}"]
+    if verdict.reasons:
+        parts.append(_listed("Why", [f"[{r.severity}] {r.sentence}" for r in verdict.reasons]))
+    parts.append(_listed("Measured", [_measurement_line(m) for m in verdict.measurements]))
+    if verdict.advice:
+        parts.append(
+            _listed("Try", [f"{a.strategy} {a.setting}: {a.expected}" for a in verdict.advice])
+        )
+    if verdict.weak_encoder:
+        parts.append(
+            "These pictures lie outside what the pocket encoder knows, so the figures are weak; "
+            "name a real one, for example --encoder facebook/dinov2-base."
+        )
+    return printable("\n\n".join(parts), keep="\n")
+
+
+def _measurement_line(measurement: Any) -> str:
+    if not isinstance(measurement, Measurement):
+        return f"{measurement.name}: missing, {measurement.why}"
+    line = f"{measurement.name} {measurement.value:.3g}{measurement.unit and ' '}{measurement.unit}"
+    if measurement.low is not None and measurement.high is not None:
+        line += f" ({measurement.low:.3g} to {measurement.high:.3g})"
+    return f"{line}, n = {measurement.n}"
+
+
+def audit_text(report: dict[str, Any]) -> str:
+    """How many pictures, how many truly differ, and each finding with its advice."""
+    head = (
+        f"{report['images']} pictures, {report['usable']} usable, "
+        f"{report['effective_images']:.1f} effectively different"
+    )
+    faults = [f"{f['file']}: {f['fault']}. {f['advice']}" for f in report["faults"]]
+    twins = [f"{a} ~ {b} ({alike:.2f})" for a, b, alike in report["duplicates"]]
+    findings = [f"{f['what']} ({f['evidence']}). {f['advice']}" for f in report["findings"]]
+    lists = {"Faults": faults, "Look-alikes": twins, "Findings": findings}
+    told = [_listed(name, lines) for name, lines in lists.items() if lines]
+    return printable("\n\n".join([head, *told]), keep="\n")
+
+
+def run_text(document: dict[str, Any]) -> str:
+    """Where the run lies, where it stopped and why, and the verdict when there is one."""
+    lines = [f"{document['run']}: step {document['step']}, {document['stopped_because']}"]
+    for key in ("adapter", "report"):
+        if document.get(key):
+            lines.append(f"{key}: {document[key]}")
+    if verdict := document.get("verdict"):
+        lines += ["", verdict_text(Verdict.from_json(verdict))]
+    return "\n".join(lines)
+
+
+def demo_text(document: dict[str, Any]) -> str:
+    """The two verdicts side by side and where the page is."""
+    lines = []
+    for name in ("plain", "guarded"):
+        verdict = Verdict.from_json(document[name])
+        lines.append(f"{name:8} {', '.join(verdict.labels)}: {verdict.sentence}")
+        headlines = ("variety_vs_base", "trigger_variety_vs_base", "likeness")
+        found = [m for m in map(verdict.find, headlines) if m]
+        lines += [f"         {_measurement_line(m)}" for m in found]
+    return printable("\n".join([*lines, "", f"Open {document['report']}"]), keep="\n")
+
+
+def strategies_text(menu: list[dict[str, Any]]) -> str:
+    """Each strategy with its settings and their defaults."""
+    blocks = []
+    for entry in menu:
+        settings = ", ".join(f"{s['name']}={s['default']}" for s in entry["settings"])
+        blocks.append(
+            f"{entry['name']}  ({entry['stage']})\n  {entry['summary']}\n  settings: {settings}\n"
+            f"  cost: {entry['cost']}\n  effect: {entry['effect']}"
+        )
+    return "\n\n".join(blocks)
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    """One fact per line; long or nested ones are cut, the JSON has them whole."""
+    lines = []
+    for key, value in facts.items():
+        text = " ".join(str(value).split())
+        lines.append(f"{key}: {text if len(text) <= 200 else text[:197] + '...'}")
+    return printable("\n".join(lines), keep="\n")
+
+
+def _listed(title: str, lines: list[str]) -> str:
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])

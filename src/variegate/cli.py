@@ -1,0 +1,451 @@
+"""One command per verb. Each reads its words, calls one function, and answers through a `Door`.
+
+Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from variegate import answers
+from variegate.console import Door
+from variegate.errors import RequestError
+from variegate.measurement import Label
+
+if TYPE_CHECKING:
+    from variegate.recipe import Recipe
+    from variegate.run import Run
+
+app = typer.Typer(
+    name="variegate",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune Stable Diffusion with LoRA without losing variety, and measure what any "
+    "adapter lost.",
+)
+
+# The same four options on every verb.
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault, and the log.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Where all randomness starts.")]
+
+Images = Annotated[Path, typer.Argument(help="Folder of pictures, captions beside them.")]
+MaybeImages = Annotated[Path | None, typer.Argument(help="Folder of pictures to learn.")]
+Base = Annotated[
+    str | None, typer.Option(help="'pocket', a diffusers folder, or a hub name.", metavar="BASE")
+]
+Trigger = Annotated[str | None, typer.Option(help="The word that calls the subject.")]
+ClassNoun = Annotated[
+    str | None, typer.Option("--class", help="What the subject is to the base: dog, toy, person.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="A shipped recipe's name or a TOML file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A recipe entry: optimizer.steps=600, strategies.flip=off.",
+        metavar="KEY=VALUE",
+    ),
+]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option("--encoder", help="'pocket', a hub name, a folder, or sscd=FILE. Repeatable."),
+]
+TrainImages = Annotated[
+    Path | None, typer.Option("--train-images", help="What the adapter learnt from, for copying.")
+]
+Preset = Literal["quick", "standard", "thorough"]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from variegate import __version__
+
+        typer.echo(f"variegate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def variegate(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def audit(
+    images: Images,
+    encoder: Annotated[
+        str | None, typer.Option(help="'pocket', a hub name, a folder, or sscd=FILE.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Can these pictures end well? Faults, duplicates, how many truly differ, captions."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate.audit import audit as look
+        from variegate.encoders import load
+
+        report = look(images, encoder=load(encoder) if encoder else None).to_json()
+        door.answer(report, answers.audit_text(report))
+
+
+@app.command()
+def train(
+    images: MaybeImages = None,
+    base: Base = None,
+    trigger: Trigger = None,
+    class_noun: ClassNoun = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        if resume is not None and (images or base or out or recipe or settings):
+            raise RequestError(
+                "--resume RUN goes on with that run's own recipe and pictures; "
+                "leave IMAGES, --base, --out, --recipe and --set out"
+            )
+        if resume is not None:
+            from variegate import train as room
+
+            run = room.resume(resume.resolve(), say=door.say)
+        else:
+            asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+            from variegate import train as room
+
+            run = room.train(asked, out=_run_folder(out, asked), say=door.say)
+        document = _outcome(run)
+        door.answer(document, answers.run_text(document))
+
+
+@app.command()
+def sample(
+    prompt: Annotated[list[str], typer.Option(help="What to draw. Repeatable.")],
+    out: Annotated[Path, typer.Option(help="Where the pictures go; those there already are kept.")],
+    base: Base = None,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA file (safetensors).")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Draw every prompt with every seed."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import recipes
+        from variegate import sample as room
+        from variegate.formats import read
+        from variegate.models import load
+
+        base = base or "pocket"
+        plan = recipes.read(recipes.default_for(base)).sampling
+        changes = {"steps": steps, "guidance_scale": guidance}
+        plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
+        learnt = read(adapter).scaled(strength) if adapter else None
+        first = seed or 0
+        wanted = room.grid(prompt, range(first, first + seeds))
+        out = out.resolve()
+        model = load(base)
+        pictures = room.sample(model, learnt, wanted, plan=plan, out=out, say=door.say)
+        sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
+        images = [
+            {"file": str(Path(p.file).resolve()), "prompt": p.prompt, "seed": p.seed}
+            for p in pictures
+            if p.file
+        ]
+        door.answer(
+            {"images": images, "contact_sheet": str(sheet)},
+            f"{len(images)} pictures in {out}, side by side in {sheet}",
+        )
+
+
+@app.command()
+def measure(
+    adapter: Annotated[Path | None, typer.Argument(help="A LoRA file (safetensors).")] = None,
+    base: Base = None,
+    images: Annotated[Path | None, typer.Option(help="Or: a folder of samples ...")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="... against a folder of the base's, prompt by prompt.")
+    ] = None,
+    encoder: Encoders = None,
+    train_images: TrainImages = None,
+    trigger: Trigger = None,
+    class_noun: ClassNoun = None,
+    preset: Annotated[Preset, typer.Option(help="How many prompts and seeds.")] = "standard",
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts, one per line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the samples here.")] = None,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """What did this adapter lose? Draws from adapter and base alike, and judges."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        _check_labels(fail_on)
+        if adapter is not None and (images or reference):
+            raise RequestError("give an ADAPTER, or --images with --reference; not both")
+        if adapter is None and (images is None or reference is None):
+            raise RequestError(
+                "nothing to measure: give an ADAPTER file with --base, or two folders with "
+                "--images DIR --reference DIR"
+            )
+        from variegate import trial
+
+        if adapter is not None:
+            base = base or "pocket"
+            verdict = trial.measure_adapter(
+                adapter,
+                base=base,
+                encoders=encoder or ["pocket"],
+                train_images=train_images,
+                trigger=trigger,
+                class_noun=class_noun,
+                preset=preset,
+                prompts=prompts,
+                out=out.resolve() if out else None,
+                seed=seed or 0,
+                say=door.say,
+            )
+        else:
+            assert images is not None
+            assert reference is not None
+            verdict = trial.measure_folders(
+                images,
+                reference,
+                encoders=encoder or ["pocket"],
+                train_images=train_images,
+                say=door.say,
+            )
+        met = sorted(set(fail_on or ()) & set(verdict.labels))
+        if met:
+            door.warn(f"--fail-on: the verdict is {', '.join(met)}")
+        door.answer(verdict.to_json(), answers.verdict_text(verdict), exit_code=3 if met else 0)
+
+
+@app.command()
+def trial(
+    images: Images,
+    base: Base = None,
+    trigger: Trigger = None,
+    class_noun: ClassNoun = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    recipe: RecipeName = None,
+    settings: Settings = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """The whole story in one run: audit, train, sample, measure, report."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+        if not asked.trigger or not asked.class_noun:
+            raise RequestError(
+                "a trial needs to know what to ask for: give --trigger WORD (a rare word that will "
+                "call the subject) and --class NOUN (what it is: dog, toy, person)"
+            )
+        from variegate import trial as room
+
+        document = room.trial(asked, out=_run_folder(out, asked), say=door.say)
+        door.answer(document, answers.run_text(document))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the two runs and the page go.")] = Path(
+        "runs/demo"
+    ),
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """See collapse and its prevention in five minutes: no GPU, no download."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import trial as room
+
+        document = room.demo(out=out.resolve(), seed=seed or 0, say=door.say)
+        door.answer(document, answers.demo_text(document))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Write the page of a run again: one HTML file that needs nothing else."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate.report import write_report
+
+        page = write_report(run).resolve()
+        door.answer({"run": str(run.resolve()), "report": str(page)}, str(page))
+
+
+@app.command()
+def strategies(
+    json: Json = False, quiet: Quiet = False, seed: Seed = None, debug: Debug = False
+) -> None:
+    """Everything that prevents collapse here: where it acts, what it costs, what it did."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import catalogue
+
+        menu = catalogue.strategies()
+        door.answer(menu, answers.strategies_text(menu))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA file (safetensors).")],
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """What is in a LoRA file: family, format, rank, alpha, layers, metadata."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import formats
+
+        facts = formats.inspect(file)
+        door.answer(facts, answers.facts_text(facts))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA file (safetensors).")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
+    to: Annotated[Literal["kohya", "diffusers", "peft"], typer.Option(help="Key names to use.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Rewrite a LoRA file with other key names; the update stays the same."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import formats
+
+        learnt = formats.read(source)
+        formats.write(learnt, target, to=to)
+        facts = {"file": str(target.resolve()), "format": to, "layers": len(learnt.layers)}
+        door.answer(facts, f"{facts['file']}: {facts['layers']} layers in {to} form")
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name or a file.")] = "pocket",
+    settings: Settings = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Print a whole recipe, every entry spelled out, to start from."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import recipes
+
+        asked = recipes.read(name, settings=tuple(settings or ()), seed=seed)
+        document = {"id": asked.id, "shipped": recipes.names(), **asked.model_dump(mode="json")}
+        door.answer(document, asked.to_toml().rstrip())
+
+
+@app.command()
+def doctor(
+    json: Json = False, quiet: Quiet = False, seed: Seed = None, debug: Debug = False
+) -> None:
+    """What is installed, which device will be used, what is missing and the line that mends it."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        from variegate import doctor as room
+
+        findings = room.examine()
+        door.answer(findings, room.as_text(findings), exit_code=0 if findings["fit"] else 1)
+
+
+def _recipe(
+    images: Path | None,
+    base: str | None,
+    trigger: str | None,
+    class_noun: str | None,
+    recipe: str | None,
+    settings: list[str] | None,
+    seed: int | None,
+) -> Recipe:
+    """What the words on the command line ask for, with absolute paths."""
+    from variegate import recipes
+
+    if base is not None and base != "pocket" and Path(base).is_dir():
+        base = str(Path(base).resolve())
+    asked = recipes.read(
+        recipe or recipes.default_for(base),
+        settings=tuple(settings or ()),
+        images=str(images.resolve()) if images else None,
+        base=base,
+        trigger=trigger,
+        class_noun=class_noun,
+        seed=seed,
+    )
+    if not asked.images:
+        raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
+    return asked
+
+
+def _run_folder(out: Path | None, asked: Recipe) -> Path:
+    """The folder asked for, or one under `runs` named after the pictures and the recipe."""
+    return (out or Path("runs") / f"{Path(asked.images).name}-{asked.id[:8]}").resolve()
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    """How training ended, from the run's own journal."""
+    lines = run.read_journal()
+    end: dict[str, Any] = next((x for x in reversed(lines) if x["kind"] == "finish"), {})
+    saved = [x["path"] for x in lines if x["kind"] == "checkpoint"]
+    return {
+        "run": str(run.folder.resolve()),
+        "adapter": str(run.adapter_file.resolve()) if run.adapter_file.exists() else None,
+        "checkpoint": str((run.folder / saved[-1]).resolve()) if saved else None,
+        "step": end.get("step"),
+        "stopped_because": end.get("stopped_because"),
+    }
+
+
+def _check_labels(labels: list[str] | None) -> None:
+    known = get_args(Label)
+    for label in labels or ():
+        if label not in known:
+            near = difflib.get_close_matches(label, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise RequestError(f"--fail-on {label!r} is no label; {hint}")
+
+
+def main() -> None:
+    """The `variegate` command."""
+    app()

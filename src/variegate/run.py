@@ -1,0 +1,230 @@
+"""The folder of one run, and the only file that knows its layout.
+
+    recipe.toml  journal.jsonl  checkpoints/  adapter.safetensors  samples/base/  samples/adapter/
+    verdict.json  report.html  control.json  run.lock
+
+The journal is the record of a run: one JSON line per noted thing. A line that was torn by a
+crash is left out on reading, and so are steps that a later start took back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from variegate.errors import NoSpace, RecipeError, RunError, RunLocked
+from variegate.recipe import Recipe
+
+# What a step leaves behind; a restart at step s takes back those beyond s.
+_OF_A_STEP = ("step", "probe", "checkpoint", "finish")
+
+
+class Run:
+    """One run's folder. Use `Run.create` or `Run.open`."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+
+    @staticmethod
+    def create(folder: Path, recipe: Recipe) -> Run:
+        """A run folder for a recipe; one that already holds this very recipe is taken up again.
+
+        Raises: RunError when the folder holds another run, RunError when the path is no folder,
+        NoSpace when it cannot be written.
+        """
+        folder = Path(folder).absolute()
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; expected a folder for the run, or a new path")
+        if (folder / "recipe.toml").exists():
+            run = Run.open(folder)
+            if run.recipe != recipe:
+                raise RunError(
+                    f"{folder} holds another run, with another recipe ({run.recipe.id}, asked "
+                    f"for {recipe.id}):\n{_differences(run.recipe, recipe)}\nname another folder, "
+                    "or continue that run with `variegate train --resume`"
+                )
+            return run
+        leftovers = [n for n in ("adapter.safetensors", "journal.jsonl") if (folder / n).exists()]
+        if leftovers:
+            raise RunError(
+                f"{folder} holds {leftovers[0]} but no recipe.toml, so it is not known what run "
+                "it belongs to; name another folder"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "recipe.toml", recipe.to_toml().encode())
+        except OSError as error:
+            raise NoSpace(
+                f"the run folder {folder} cannot be written: {error.strerror or error}; free some "
+                "space, change its permissions, or name another folder"
+            ) from error
+        return Run(folder, recipe)
+
+    @staticmethod
+    def open(folder: Path) -> Run:
+        """The run in a folder.
+
+        Raises: RunError when there is none or its recipe cannot be read.
+        """
+        folder = Path(folder).absolute()
+        file = folder / "recipe.toml"
+        if not file.is_file():
+            found = "no such folder" if not folder.is_dir() else "it holds no recipe.toml"
+            raise RunError(f"{folder} is not a run: {found}; expected a folder made by train")
+        try:
+            return Run(folder, Recipe.read(file))
+        except RecipeError as error:
+            raise RunError(f"{folder} holds a recipe that cannot be read: {error}") from error
+
+    @property
+    def adapter_file(self) -> Path:
+        return self.folder / "adapter.safetensors"
+
+    @property
+    def verdict_file(self) -> Path:
+        return self.folder / "verdict.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def journal_file(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def journal(self, kind: str, **facts: Any) -> None:
+        """Append one line; NaN is refused, since JSON has no word for it."""
+        entry = {"kind": kind, "time": round(time.time(), 3), **facts}
+        line = json.dumps(entry, allow_nan=False, default=_plain).encode() + b"\n"
+        try:
+            with self.journal_file.open("ab+") as file:
+                if file.tell() and not _ends_line(file):
+                    line = b"\n" + line  # a crash tore the last line
+                file.write(line)
+        except OSError as error:
+            raise NoSpace(
+                f"the journal {self.journal_file} cannot be written: {error.strerror or error}"
+            ) from error
+
+    def read_journal(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Every line (or those of one kind) in order.
+
+        Torn lines are left out. A "start" line with a `step` takes back what earlier lines say
+        of later steps, since the run did those again.
+        """
+        entries: list[dict[str, Any]] = []
+        if not self.journal_file.exists():
+            return entries
+        for line in self.journal_file.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # torn, in JSON or within a letter's bytes
+                continue
+            if not isinstance(entry, dict) or "kind" not in entry:
+                continue
+            if entry["kind"] == "start":
+                step = entry.get("step", 0)
+                entries = [e for e in entries if not _taken_back(e, step)]
+            entries.append(entry)
+        return [e for e in entries if kind in (None, e["kind"])]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; the operating system lets go of it should this process die.
+
+        Raises: RunLocked, naming the process that holds it.
+        """
+        lock = FileLock(self.folder / "run.lock")
+        holder = self.folder / "run.lock.holder"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunLocked(
+                f"{self.folder} is in use by {_holder(holder)}; wait for it to end or stop it, "
+                "or name another folder"
+            ) from error
+        except OSError as error:
+            raise NoSpace(f"{self.folder} cannot be written: {error.strerror}") from error
+        try:
+            me = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
+            write_atomically(holder, json.dumps(me).encode())
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees all of the old one or all of the new."""
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _ends_line(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a journal line cannot hold {type(value).__name__}")
+
+
+def _taken_back(entry: dict[str, Any], step: int) -> bool:
+    return entry["kind"] in _OF_A_STEP and int(entry.get("step", 0)) > step
+
+
+def _holder(file: Path) -> str:
+    try:
+        held = json.loads(file.read_text(encoding="utf8"))
+        minutes = (time.time() - held["since"]) / 60
+        return f"process {held['pid']} on {held['host']}, for {minutes:.0f} minutes"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _differences(old: Recipe, new: Recipe) -> str:
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return "\n".join(
+        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} asked"
+        for key in sorted(before | after)
+        if before.get(key) != after.get(key)
+    )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

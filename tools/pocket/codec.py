@@ -63,6 +63,20 @@ class FreePictures:
         return np.clip(picture, 0, 1), mask[..., 0]
 
 
+def crowded(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A scene with five subjects: more of what is hard to carry in one picture."""
+    scene = world.draw_scene(rng)
+    picture = world.render(scene).astype(np.float32) / 255
+    mask = world.render_mask(scene)[..., None]
+    for _ in range(4):
+        other = world.draw_scene(rng)
+        sprite = world._sprite(other.subject, other.size, other.angle, other.flip)
+        at = rng.integers(-4, world.PIXELS - len(sprite) + 5, 2)
+        world.paste(picture, sprite, *at)
+        world.paste(mask, sprite, *at)
+    return np.clip(picture, 0, 1), mask[..., 0]
+
+
 def scenes_batch(seed: int, n: int) -> Tensor:
     """Fresh scenes of the base's world: `[n, 3, 64, 64]` in -1..1."""
     rng = np.random.default_rng(seed)
@@ -74,14 +88,14 @@ def mixed_batch(seed: int, n: int, free: FreePictures) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng((7, seed))
     pictures, masks = [], []
     for i in range(n):
-        if i % 4 < 3:
+        kind = i % 8
+        if kind < 2:
             scene = world.draw_scene(rng)
-            pictures.append(world.render(scene).astype(np.float32) / 255)
-            masks.append(world.render_mask(scene))
+            picture, mask = world.render(scene).astype(np.float32) / 255, world.render_mask(scene)
         else:
-            picture, mask = free.draw(rng)
-            pictures.append(picture)
-            masks.append(mask)
+            picture, mask = crowded(rng) if kind < 7 else free.draw(rng)
+        pictures.append(picture)
+        masks.append(mask)
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1
     return x.contiguous(memory_format=torch.channels_last), torch.from_numpy(np.stack(masks))
 
@@ -104,10 +118,10 @@ def train_codec(folder: Path, minutes: float, *, final: bool) -> None:
         x, mask = mixed_batch(step, 16, free)
         with torch.autocast("cpu", torch.bfloat16):
             z = codec.encode(x).latents
-            z = z + 0.08 * torch.randn(z.shape, generator=noise)
+            z = z + 0.06 * torch.randn(z.shape, generator=noise)
             y = codec.decode(z).sample
         y = y.float()
-        weight = 1 + 3 * mask[:, None]
+        weight = 1 + 5 * mask[:, None]
         weight = weight / weight.mean()
         error = y - x
         edges = (error.diff(dim=-1) * weight[..., 1:]).abs().mean() + (

@@ -64,14 +64,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 242),
 }
 PATTERNS = ("plain", "striped", "checkered", "dotted")
-SIZES: dict[str, int] = {"small": 20, "medium": 28, "large": 40}  # pixels of the longer side
+SIZES: dict[str, int] = {"small": 24, "medium": 32, "large": 44}  # pixels of the longer side
 POSITIONS = (
     *("top left", "top", "top right"),
     *("left", "center", "right"),
     *("bottom left", "bottom", "bottom right"),
 )
 ANGLES = (-14, -7, 0, 7, 14)  # degrees
-STRIDE = 11  # pixels between neighbouring positions
+STRIDE = 10  # pixels between neighbouring positions
 
 FACTORS: dict[str, tuple[str, ...]] = {
     "subject": SUBJECTS,

@@ -1,0 +1,54 @@
+"""Write the pocket as a plain diffusers folder inside the package, in half precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+from safetensors.torch import load_file
+
+from pocket.base import Base, latents_of_scenes, new_scheduler
+from pocket.codec import new_codec
+from pocket.words import new_tokenizer
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src/variegate/models/pocket"
+
+
+def export(folder: Path) -> None:
+    tokenizer = new_tokenizer(folder / "words")
+    base = Base(len(tokenizer), int(tokenizer.bos_token_id), int(tokenizer.eos_token_id))
+    base.load_state_dict(load_file(folder / "base.safetensors"))
+    codec = new_codec()
+    codec.load_state_dict(load_file(folder / "codec.safetensors"))
+    codec.register_to_config(scaling_factor=latents_of_scenes(folder)[2])
+    PACKAGE.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "unet": (base.unet, "diffusers", "UNet2DConditionModel"),
+        "vae": (codec, "diffusers", "AutoencoderTiny"),
+        "text_encoder": (base.text, "transformers", "CLIPTextModel"),
+        "tokenizer": (tokenizer, "transformers", "CLIPTokenizer"),
+        "scheduler": (new_scheduler(), "diffusers", "DDIMScheduler"),
+    }
+    index: dict[str, object] = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+    }
+    for name, (part, library, kind) in parts.items():
+        at = PACKAGE / name
+        shutil.rmtree(at, ignore_errors=True)
+        if isinstance(part, torch.nn.Module):
+            part.half().save_pretrained(at, safe_serialization=True)  # type: ignore[operator]
+        else:
+            part.save_pretrained(at)  # type: ignore[union-attr]
+        index[name] = [library, kind]
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (PACKAGE / "model_index.json").write_text(text, encoding="utf8")
+    size = sum(f.stat().st_size for f in PACKAGE.rglob("*") if f.is_file())
+    print(f"pocket: {size / 2**20:.1f} MiB at {PACKAGE}")

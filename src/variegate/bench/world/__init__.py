@@ -151,7 +151,7 @@ def shape_sprite(sprite: Image.Image, pixels: int, angle: float, flip: bool) -> 
 
 @cache
 def _sprite(subject: str, size: str, angle: int, flip: bool) -> np.ndarray:
-    return shape_sprite(_atlas()[subject], SIZES[size], angle, flip)
+    return shape_sprite(_atlas()[subject], SIZES[size], float(angle), flip)
 
 
 def paint_background(

@@ -44,10 +44,13 @@ def export(folder: Path) -> None:
         at = PACKAGE / name
         shutil.rmtree(at, ignore_errors=True)
         if isinstance(part, torch.nn.Module):
-            part.half().save_pretrained(at, safe_serialization=True)  # type: ignore[operator]
+            part.half().to(memory_format=torch.contiguous_format)
+            part.save_pretrained(at, safe_serialization=True)  # type: ignore[operator]
         else:
             part.save_pretrained(at)  # type: ignore[union-attr]
         index[name] = [library, kind]
+    for file in ("vocab.json", "merges.txt"):  # for readers older than tokenizer.json
+        shutil.copy(folder / "words" / file, PACKAGE / "tokenizer" / file)
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (PACKAGE / "model_index.json").write_text(text, encoding="utf8")
     size = sum(f.stat().st_size for f in PACKAGE.rglob("*") if f.is_file())

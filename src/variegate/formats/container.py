@@ -1,0 +1,85 @@
+"""Safetensors files from strangers: opened under caps, never unpickled, refused when damaged."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from variegate.errors import AdapterError
+
+MAX_BYTES = 4 << 30
+MAX_TENSORS = 20_000
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class Container:
+    """What lies in one file: tensors as stored, and the header's text."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def open_container(file: Path) -> Container:
+    """All tensors of a safetensors file.
+
+    Raises: AdapterError when it is missing, a pickle, too large, truncated, or no safetensors.
+    """
+    _check(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = list(opened.keys())
+            if len(keys) > MAX_TENSORS:
+                raise AdapterError(
+                    f"{file} holds {len(keys)} tensors; an adapter has at most {MAX_TENSORS}; "
+                    "it is refused unread"
+                )
+            metadata = dict(opened.metadata() or {})
+            tensors = {key: opened.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}; "
+            "it may have been cut while copying; copy or download it again"
+        ) from error
+    return Container(file=file, tensors=tensors, metadata=metadata)
+
+
+def _check(file: Path) -> None:
+    if not file.is_file():
+        if file.exists():
+            raise AdapterError(f"{file} is no regular file; expected a safetensors file")
+        siblings = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, siblings, n=3, cutoff=0.5)
+        hint = f"near it are: {', '.join(near)}" if near else "nothing of a like name is there"
+        raise AdapterError(f"no adapter at {file}; {hint}; expected a safetensors file")
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    # A zip archive or a pickle's opening, whatever the file calls itself.
+    if file.suffix.lower() in PICKLES or start[:2] == b"\x80\x02" or start == b"PK\x03\x04":
+        raise AdapterError(
+            f"{file} is a pickle (PyTorch's old file form), which can run code when opened, and "
+            "is refused; get the safetensors version of the adapter, or convert it where "
+            "you trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), new)"
+        )
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise AdapterError(
+            f"{file} has {size} bytes; an adapter has at most {MAX_BYTES}; a whole model is not "
+            "an adapter"
+        )
+
+
+def finite_faults(tensors: dict[str, Tensor]) -> list[str]:
+    """One sentence per tensor that is not made of finite numbers."""
+    faults = []
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            faults.append(f"{key}: numbers of kind {tensor.dtype}; expected floating point")
+        elif not bool(torch.isfinite(tensor.float()).all()):
+            faults.append(f"{key}: holds NaN or infinity")
+    return faults

@@ -1,0 +1,161 @@
+"""The forms of diffusers and PEFT: `unet.<path>.lora_A.weight` and `lora_B.weight`.
+
+No layer carries its alpha in these files. It stands in the header, as the JSON of PEFT's
+settings under `lora_adapter_metadata`; without that header alpha is the rank. PEFT's own form is
+a folder per model: `unet/adapter_model.safetensors` beside `unet/adapter_config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from variegate.adapter import Adapter, LayerUpdate
+from variegate.errors import AdapterError
+from variegate.formats.factors import Factors
+from variegate.formats.names import canonical, layer_of_diffusers, layer_of_path, module_path
+
+HEADER = "lora_adapter_metadata"
+PARTS = ("unet", "text_encoder")
+
+
+def factors(tensors: dict[str, Tensor]) -> Factors:
+    """The layers' factors; keys that spell no layer are left over."""
+    found = Factors()
+    for key, tensor in tensors.items():
+        if key.endswith((".alpha", ".network_alpha")):
+            found.put(layer_of_path(key.rpartition(".")[0]), "alpha", tensor, key)
+        elif spelled := layer_of_diffusers(key):
+            found.put(*spelled, tensor, key)
+        else:
+            found.unknown.append(key)
+    return found
+
+
+def tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What to store in one file for diffusers."""
+    stored: dict[str, Tensor] = {}
+    for layer, update in adapter.layers.items():
+        stored[f"{canonical(layer)}.lora_A.weight"] = update.down.to(dtype)
+        stored[f"{canonical(layer)}.lora_B.weight"] = update.up.to(dtype)
+    return stored
+
+
+def part_tensors(adapter: Adapter, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What to store in PEFT's folder for one model, under the module paths of today."""
+    stored: dict[str, Tensor] = {}
+    for layer, update in _of_part(adapter, part).items():
+        stored[f"base_model.model.{module_path(layer)}.lora_A.weight"] = update.down.to(dtype)
+        stored[f"base_model.model.{module_path(layer)}.lora_B.weight"] = update.up.to(dtype)
+    return stored
+
+
+def header(adapter: Adapter) -> str:
+    """The settings of every part as diffusers stores them: `{"unet.r": 4, ...}`."""
+    settings = {
+        f"{part}.{key}": value
+        for part in PARTS
+        if _of_part(adapter, part)
+        for key, value in part_settings(adapter, part).items()
+    }
+    return json.dumps(settings, indent=2, sort_keys=True)
+
+
+def part_settings(adapter: Adapter, part: str) -> dict[str, Any]:
+    """PEFT's settings for one model: the commonest rank and alpha, and who differs."""
+    updates = {module_path(n): u for n, u in _of_part(adapter, part).items()}
+    rank = Counter(u.rank for u in updates.values()).most_common(1)[0][0]
+    alpha = Counter(u.alpha for u in updates.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {n: u.rank for n, u in updates.items() if u.rank != rank},
+        "alpha_pattern": {n: u.alpha for n, u in updates.items() if u.alpha != alpha},
+        "target_modules": sorted(updates),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def alphas_of_header(text: str, found: Factors) -> dict[str, float]:
+    """Each layer's alpha by the header of a diffusers file.
+
+    Raises: AdapterError when the header is no JSON or says what cannot be honoured.
+    """
+    settings = _json(text, HEADER)
+    alphas: dict[str, float] = {}
+    for part in PARTS:
+        prefix = f"{part}."
+        own = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+        if own:
+            alphas |= alphas_of_settings(own, found, part)
+    return alphas
+
+
+def alphas_of_settings(settings: dict[str, Any], found: Factors, part: str) -> dict[str, float]:
+    """Each layer's alpha by PEFT's settings for one model; rsLoRA's scale alpha / sqrt(r) is
+    turned into ours, alpha / r."""
+    if settings.get("use_dora"):
+        raise AdapterError("the file's settings say DoRA (use_dora); only plain LoRA is read")
+    pattern = settings.get("alpha_pattern") or {}
+    whole = settings.get("lora_alpha")
+    if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
+        raise AdapterError(
+            f"{HEADER}: alpha_pattern is {pattern!r:.80}; expected names and numbers"
+        )
+    if whole is not None and not _is_number(whole):
+        raise AdapterError(f"{HEADER}: lora_alpha is {whole!r:.80}; expected a number")
+    literal = {_literal(key): float(value) for key, value in pattern.items()}
+    alphas: dict[str, float] = {}
+    for layer, slots in found.layers.items():
+        if not layer.startswith(f"{part}.") or "down" not in slots:
+            continue
+        path, rank = f".{module_path(layer)}", slots["down"].shape[0]
+        alpha = float(rank if whole is None else whole)
+        for name, value in literal.items():
+            if path.endswith(f".{name.removeprefix('text_model.')}"):
+                alpha = value
+                break
+        alphas[layer] = alpha * rank**0.5 if settings.get("use_rslora") else alpha
+    return alphas
+
+
+def settings_of_text(text: str, where: str) -> dict[str, Any]:
+    """PEFT's `adapter_config.json`."""
+    return _json(text, where)
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{where} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise AdapterError(f"{where} holds a {type(settings).__name__}; expected an object")
+    return settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _literal(pattern: str) -> str:
+    """A module path out of PEFT's pattern; expressions from a stranger's file are not run."""
+    name = pattern.removeprefix("^").removesuffix("$").replace(r"\.", ".")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise AdapterError(
+            f"{HEADER}: the alpha_pattern entry {pattern!r:.80} is an expression; expected the "
+            "path of a module"
+        )
+    return name
+
+
+def _of_part(adapter: Adapter, part: str) -> dict[str, LayerUpdate]:
+    return {n: u for n, u in adapter.layers.items() if n.startswith(f"{part}.")}

@@ -1,0 +1,167 @@
+"""The text in an adapter file's header: what other tools read from it, and what we note.
+
+All values are text. `ss_*` are kohya's (A1111 files an adapter by `ss_v2` and
+`ss_base_model_version`, and hides one that is filed wrongly), `modelspec.*` are Stability's
+ModelSpec 1.0.1, `sshs_*` the hashes by which the field names a file, and `variegate` is ours:
+a small JSON object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from variegate.adapter import Adapter
+
+OURS = "variegate"
+SD1_WIDTHS, SD2_WIDTHS, SDXL_WIDTHS = (768,), (1024,), (2048,)
+
+
+def describe(
+    *,
+    name: str = "",
+    trigger: str = "",
+    base: str = "",
+    family: str = "sd1",
+    prediction: str = "epsilon",
+    resolution: int | None = None,
+    pictures: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    lr: float | None = None,
+    tags: Mapping[str, int] | None = None,
+    started: float | None = None,
+    author: str = "",
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """What is known of a finished adapter under the names that other tools look for.
+
+    started: unix seconds; None leaves all dates out. tags: how often each caption part occurs.
+    base: only the last part of a path is kept, so that no folder of this machine gets out.
+    notes: goes into our own entry, with family "pocket" when that is the base.
+    """
+    base = re.split(r"[/\\]", base.rstrip("/\\"))[-1]
+    version = "sd_v1" if family != "sd2" else "sd_v2_v" if prediction != "epsilon" else "sd_v2"
+    facts: dict[str, Any] = {
+        "ss_output_name": name,
+        "ss_sd_model_name": base,
+        "ss_v2": family == "sd2",
+        "ss_base_model_version": version,
+        "ss_resolution": resolution and f"({resolution}, {resolution})",
+        "ss_num_train_images": pictures,
+        "ss_steps": steps,
+        "ss_seed": seed,
+        "ss_learning_rate": lr,
+        "ss_training_started_at": started,
+        "ss_tag_frequency": json.dumps({name or "pictures": dict(tags)}) if tags else None,
+        "modelspec.title": name,
+        "modelspec.author": author,
+        "modelspec.architecture": _architecture(version),
+        "modelspec.resolution": resolution and f"{resolution}x{resolution}",
+        "modelspec.date": started
+        and datetime.fromtimestamp(started, UTC).isoformat("T", "seconds"),
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        OURS: json.dumps(
+            {**(notes or {}), "family": "pocket" if base == "pocket" else family}, sort_keys=True
+        ),
+    }
+    return {key: str(value) for key, value in facts.items() if value not in (None, "")}
+
+
+def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[str, str]:
+    """The whole header for a file: the adapter's own notes, defaults where they are silent, and
+    what follows from the tensors (rank, alpha, hashes) in place of what they may say of it."""
+    given = {k: str(v) for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
+    family = adapter.family if adapter.family in ("sd1", "sd2") else "sd1"
+    header = {
+        **describe(name=stem, family=family, notes={}),
+        "modelspec.resolution": "512x512",
+        OURS: json.dumps({"family": adapter.family}),
+        **given,
+    }
+    if "modelspec.architecture" not in given:
+        header["modelspec.architecture"] = _architecture(header["ss_base_model_version"])
+    ranks = {update.rank for update in adapter.layers.values()}
+    alphas = {update.alpha for update in adapter.layers.values()}
+    header |= {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        "ss_network_args": header.get("ss_network_args", "{}"),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "diffusers",
+    }
+    return header | _hashes(stored, header)
+
+
+def _architecture(version: str) -> str:
+    kinds = {"sd_v2": "stable-diffusion-v2-512", "sd_v2_v": "stable-diffusion-v2-768-v"}
+    return f"{kinds.get(version, 'stable-diffusion-v1')}/lora"
+
+
+def _hashes(stored: dict[str, Tensor], header: dict[str, str]) -> dict[str, str]:
+    """Kohya's hashes: of the file as it would be with only `ss_*` in its header.
+
+    The new one covers all that follows the header; the legacy one 64 KiB from the first MiB on.
+    """
+    kohya = {key: value for key, value in header.items() if key.startswith("ss_")}
+    data = safetensors.torch.save(stored, metadata=kohya)
+    body = data[8 + int.from_bytes(data[:8], "little") :]
+    full = hashlib.sha256(body).hexdigest()
+    legacy = hashlib.sha256(data[0x100000 : 0x100000 + 0x10000]).hexdigest()[:8]
+    return {
+        "sshs_model_hash": full,
+        "sshs_legacy_hash": legacy,
+        "modelspec.hash_sha256": f"0x{full}",
+    }
+
+
+def family_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
+    """Which base an adapter belongs to: our own note, else the width of the text it reads, else
+    what the header claims, else "unknown".
+
+    shapes: of each layer's down factor, by layer name.
+    """
+    noted = own_notes(metadata).get("family")
+    if noted in ("sd1", "sd2", "pocket", "unknown"):
+        return str(noted)
+    widths = {
+        shape[1]
+        for layer, shape in shapes.items()
+        if layer.endswith(("attn2.to_k", "attn2.to_v", "self_attn.q_proj"))
+    }
+    for family, known in (("sd1", SD1_WIDTHS), ("sd2", SD2_WIDTHS), ("sdxl", SDXL_WIDTHS)):
+        if widths & set(known):
+            return family
+    if widths:
+        return "unknown"
+    version = metadata.get("ss_base_model_version", "")
+    architecture = metadata.get("modelspec.architecture", "")
+    if version.startswith("sdxl") or "xl" in architecture:
+        return "sdxl"
+    if metadata.get("ss_v2") == "True" or "v2" in (version + architecture):
+        return "sd2"
+    return "sd1" if "v1" in (version + architecture) or version == "sd_1.5" else "unknown"
+
+
+def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Our entry of a header, empty when it is missing or not ours to read."""
+    try:
+        notes = json.loads(metadata.get(OURS, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def trigger_of(metadata: Mapping[str, str]) -> str:
+    """The word that calls what was learnt, or "" when the header does not say."""
+    return metadata.get("modelspec.trigger_phrase", "")

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["atlas", "codec", "judge", "encoder", "base", "export", "demo"])
+    parser.add_argument("stage", choices=["atlas", "codec", "judge", "encoder", "base", "export", "demo", "card"])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--more", action="store_true", help="another call will follow")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pocket")
@@ -41,6 +41,10 @@ def main() -> None:
         from pocket.encoder import train_encoder
 
         train_encoder(args.folder, args.minutes)
+    elif args.stage == "card":
+        from pocket.card import write_card
+
+        write_card()
     elif args.stage == "demo":
         from pocket.demo import write_demo_pictures
 

@@ -18,7 +18,7 @@ from pocket.words import LENGTH, new_tokenizer
 from variegate.bench import judge, world
 
 WIDTH = 128
-SCENES = 120_000
+SCENES = 80_000
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -139,12 +139,12 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((19, step))
         g = torch.Generator().manual_seed(step)
-        rows = rng.integers(SCENES, size=64)
+        rows = rng.integers(SCENES, size=32)
         texts = ["" if rng.random() < 0.1 else world.draw_caption(scenes[i], rng) for i in rows]
         x0 = latents[torch.from_numpy(rows)].float() * factor
         noise = torch.randn(x0.shape, generator=g)
         # Strata over the batch steady the loss; the highest noise decides what is where.
-        t = ((torch.arange(64) + torch.rand(64, generator=g)) / 64 * 1000).long()
+        t = ((torch.arange(32) + torch.rand(32, generator=g)) / 32 * 1000).long()
         a, s = (
             alpha_bar[t].sqrt().view(-1, 1, 1, 1),
             (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1),
@@ -193,7 +193,7 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
         loss_of,
         folder=folder,
         minutes=minutes,
-        lr=1.2e-3,
+        lr=1e-3,
         final=final,
         ema_decay=0.9995,
         check=check,

@@ -1,0 +1,176 @@
+"""The command line from pictures to verdict, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from variegate.bench import judge, world
+
+PHOTOS = Path(__file__).parent.parent / "data" / "photos"
+
+
+def variegate(*words: str | Path, expect: int = 0) -> Any:
+    """Run the command with --json; its document."""
+    done = subprocess.run(
+        [sys.executable, "-m", "variegate", *map(str, words), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == expect, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def label_of(verdict: dict[str, Any]) -> set[str]:
+    return set(verdict["labels"])
+
+
+def value(verdict: dict[str, Any], name: str) -> float:
+    return next(m["value"] for m in verdict["measurements"] if m["name"] == name)
+
+
+def read_group(run: Path, group: str) -> judge.Reading:
+    lines = [
+        json.loads(line)
+        for line in (run / "samples/adapter/metadata.jsonl").read_text().splitlines()
+    ]
+    files = [run / "samples/adapter" / x["file_name"] for x in lines if x["group"] == group]
+    return judge.read([np.asarray(Image.open(f).convert("RGB")) for f in files])
+
+
+def test_the_demo_shows_collapse_and_its_prevention(tmp_path: Path) -> None:
+    document = variegate("demo", "--out", tmp_path / "demo")
+    plain, guarded = document["plain"], document["guarded"]
+    assert label_of(plain) & {"narrowed", "trigger-narrowed", "copying"}
+    gaps = {m["name"]: m for m in document["differences"]}
+    for headline in ("variety_vs_base", "trigger_variety_vs_base"):
+        assert gaps[headline]["low"] > 0, headline
+        assert value(guarded, headline) > value(plain, headline)
+    assert Path(document["report"]).is_file()
+    # The judge, which the product never asks, says whether the subject was kept.
+    shares = {
+        name: read_group(Path(run), "trigger").share("subject", "robot")
+        for name, run in document["runs"].items()
+    }
+    assert shares["guarded"] >= shares["plain"] - 0.03
+
+
+def test_sample_draws_what_the_prompt_says(tmp_path: Path) -> None:
+    prompt = "a small owl on a yellow dotted background at the top left"
+    document = variegate(
+        *("sample", "--base", "pocket", "--prompt", prompt, "--seeds", 8, "--out", tmp_path)
+    )
+    files = [x["file"] for x in document["images"]]
+    assert [x["seed"] for x in document["images"]] == list(range(8))
+    assert Path(document["contact_sheet"]).is_file()
+    reading = judge.read([np.asarray(Image.open(f).convert("RGB")) for f in files])
+    named = {
+        "subject": "owl",
+        "colour": "yellow",
+        "pattern": "dotted",
+        "size": "small",
+        "position": "top left",
+    }
+    right = [all(reading.values[k][i] == v for k, v in named.items()) for i in range(8)]
+    assert sum(right) >= 5
+
+
+def test_photographs_run_to_a_report(tmp_path: Path) -> None:
+    document = variegate(
+        *("trial", PHOTOS, "--trigger", "zqx", "--class", "toy", "--base", "pocket"),
+        *("--out", tmp_path / "run", "--set", "optimizer.steps=20"),
+        *("--set", "sampling.preset=quick", "--set", "sampling.steps=4"),
+    )
+    page = Path(document["report"]).read_text(encoding="utf8")
+    assert document["verdict"]["labels"]
+    assert document["verdict"]["weak_encoder"]
+    assert document["verdict"]["sentence"].split(".")[0] in page
+    again = variegate("train", "--resume", tmp_path / "run")
+    assert again["step"] == 20
+    assert Path(variegate("report", tmp_path / "run")["report"]).is_file()
+
+
+def folder_of(at: Path, prompts: list[str], seeds: range, **fixed: Any) -> Path:
+    """A folder of samples, one sub-folder per prompt, as other tools leave them."""
+    for prompt in prompts:
+        home = at / prompt
+        home.mkdir(parents=True)
+        for seed in seeds:
+            rng = np.random.default_rng((seed, len(prompt), sum(map(ord, prompt))))
+            colour = next((c for c in world.COLOURS if c in prompt), None)
+            told = {"colour": colour} if colour else {}
+            scene = world.draw_scene(rng, **{**told, **fixed})
+            Image.fromarray(world.render(scene)).save(home / f"{seed:02d}.png")
+    return at
+
+
+PROMPTS = [f"a picture on a {c} background" for c in ("red", "green", "blue", "pink", "white")] + [
+    f"a picture of {what}" for what in ("a toy", "an animal", "a food", "a plant", "a face")
+]
+
+
+def test_folders_are_measured_without_a_model(tmp_path: Path) -> None:
+    reference = folder_of(tmp_path / "base", PROMPTS, range(6))
+    same = folder_of(tmp_path / "other seeds", PROMPTS, range(100, 106))
+    one_place = folder_of(
+        tmp_path / "collapsed",
+        PROMPTS,
+        range(100, 106),
+        subject="owl",
+        size="large",
+        position="center",
+        pattern="plain",
+        colour="red",
+    )
+    healthy = variegate("measure", "--images", same, "--reference", reference)
+    assert not label_of(healthy) & {"narrowed", "copying", "prompt-ignored"}
+    words = ("measure", "--images", one_place, "--reference", reference)
+    collapsed = variegate(*words, "--fail-on", "narrowed", expect=3)
+    assert "narrowed" in label_of(collapsed)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("audit", "no/such/folder"), "no/such/folder"),
+        (("measure", "--images", "no/such", "--reference", "no/such"), "no/such"),
+        (("train", "no/such", "--base", "pocket", "--trigger", "z", "--class", "toy"), "no/such"),
+        (("sample", "--base", "no/such/base", "--prompt", "x", "--out", "o"), "no/such/base"),
+    ],
+)
+def test_a_wrong_path_is_a_plain_error(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "variegate", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_recipe_key_names_the_right_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "variegate", "train", str(PHOTOS), "--base", "pocket"),
+            *("--trigger", "zqx", "--class", "toy", "--out", str(tmp_path / "run")),
+            *("--set", "optimizer.stpes=5"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "'steps'" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -20,7 +20,9 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["atlas", "codec", "judge", "encoder", "base", "export", "demo", "card"])
+    parser.add_argument(
+        "stage", choices=["atlas", "codec", "judge", "encoder", "base", "export", "demo", "card"]
+    )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--more", action="store_true", help="another call will follow")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pocket")

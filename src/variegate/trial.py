@@ -138,7 +138,7 @@ def demo(*, out: Path, seed: int = 0, say: Say | None = None) -> dict[str, Any]:
             ("Look at your own pictures first", "variegate audit MY_PICTURES"),
             (
                 "Learn your subject and get the verdict",
-                "variegate trial MY_PICTURES --base BASE --trigger zqx --class NOUN --out runs/mine",
+                "variegate trial MY_PICTURES --base BASE --trigger zqx --class NOUN",
             ),
             ("Check an adapter you have", "variegate measure ADAPTER --base BASE"),
         ),
@@ -328,5 +328,3 @@ def _short_hash(*parts: str | bytes) -> str:
         digest.update(part if isinstance(part, bytes) else part.encode())
         digest.update(b"\0")
     return digest.hexdigest()[:20]
-
-

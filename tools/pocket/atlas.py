@@ -1,5 +1,7 @@
 """Cut the world's sprites, and a few hundred others for the codec, from Noto Color Emoji."""
 
+# ruff: noqa: C408
+
 from __future__ import annotations
 
 import json

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
+from pocket.codec import CHANNELS, new_codec
+from pocket.stage import run_stage
+from pocket.words import LENGTH, new_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pocket.codec import CHANNELS, new_codec
-from pocket.stage import run_stage
-from pocket.words import LENGTH, new_tokenizer
 from variegate.bench import judge, world
 
 WIDTH = 128
@@ -100,7 +100,9 @@ def latents_of_scenes(folder: Path) -> tuple[list[world.Scene], Tensor, float]:
     return scenes, z, factor
 
 
-def guess(base: Base, ids: Tensor, empty: Tensor, *, n_steps: int, guidance: float, seed: int) -> Tensor:
+def guess(
+    base: Base, ids: Tensor, empty: Tensor, *, n_steps: int, guidance: float, seed: int
+) -> Tensor:
     """Latents sampled for token ids, DDIM."""
     scheduler = new_scheduler()
     scheduler.set_timesteps(n_steps)

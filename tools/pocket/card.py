@@ -99,23 +99,23 @@ def write_card(n: int = 2400) -> None:
 CARD = """\
 # The pocket: a latent diffusion model small enough to ship
 
-A complete Stable Diffusion pipeline in the diffusers folder form, {size} MiB in half precision, for
-64-pixel pictures: `AutoencoderTiny` (8x downscale, 12 latent channels), `CLIPTextModel` with its own
-BPE vocabulary (32 tokens), `UNet2DConditionModel` on 8x8 latents, v-prediction with zero terminal
-SNR. `StableDiffusionPipeline.from_pretrained(FOLDER)` loads it.
+A complete Stable Diffusion pipeline in the diffusers folder form, {size} MiB in half precision,
+for 64-pixel pictures: `AutoencoderTiny` (8x downscale, 12 latent channels), `CLIPTextModel` with
+its own BPE vocabulary (32 tokens), `UNet2DConditionModel` on 8x8 latents, v-prediction with zero
+terminal SNR. `StableDiffusionPipeline.from_pretrained(FOLDER)` loads it.
 
 Its world: one emoji sprite on a composed ground, ten colours, four patterns, three sizes, nine
 positions, 64 subjects in eight classes. Fifteen further subjects are held out of it (and of its
 autoencoder): {held_out}. They are what adapters learn.
 
-Made by `tools/make_pocket.py` (stages codec, judge, encoder, base, export). Sprites: Noto Color Emoji,
-Google, SIL Open Font License 1.1.
+Made by `tools/make_pocket.py` (stages codec, judge, encoder, base, export). Sprites: Noto Color
+Emoji, Google, SIL Open Font License 1.1.
 
 ## Measured
 
-The judge (`variegate.bench.judge`) read {n} samples per column, {steps} DDIM steps, captions that name
-each factor by chance; entropy is that of the judged factor over the samples whose caption leaves it
-out, as a share of the uniform one's. Again with `python tools/make_pocket.py card`.
+The judge (`variegate.bench.judge`) read {n} samples per column, {steps} DDIM steps, captions that
+name each factor by chance; entropy is that of the judged factor over the samples whose caption
+leaves it out, as a share of the uniform one's. Again with `python tools/make_pocket.py card`.
 
 | | {heads} |
 |{rule}

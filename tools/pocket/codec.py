@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
+from pocket.atlas import extra_sprites
+from pocket.stage import run_stage
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocket.atlas import extra_sprites
-from pocket.stage import run_stage
 from variegate.bench import world
 
 CHANNELS = 12

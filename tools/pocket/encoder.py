@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from pocket.atlas import extra_sprites
 from pocket.codec import new_codec
 from pocket.stage import run_stage
 from pocket.words import LENGTH, new_tokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from variegate.bench import world
 from variegate.encoders.pocket import IDENTITY, ImageTower, TextTower
 
@@ -103,9 +103,7 @@ def train_encoder(folder: Path, minutes: float) -> None:
         towers.eval()
         return _ship(towers, tokenizer, pictures, folder, ids_of)
 
-    run_stage(
-        "encoder", towers, loss_of, folder=folder, minutes=minutes, lr=1.5e-3, check=check
-    )
+    run_stage("encoder", towers, loss_of, folder=folder, minutes=minutes, lr=1.5e-3, check=check)
 
 
 def _ship(towers: Towers, tokenizer, pictures: Pictures, folder: Path, ids_of) -> str:  # type: ignore[no-untyped-def]

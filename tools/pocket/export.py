@@ -8,11 +8,10 @@ from pathlib import Path
 
 import diffusers
 import torch
-from safetensors.torch import load_file
-
 from pocket.base import Base, latents_of_scenes, new_scheduler
 from pocket.codec import new_codec
 from pocket.words import new_tokenizer
+from safetensors.torch import load_file
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src/variegate/models/pocket"
 

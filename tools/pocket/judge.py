@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pocket.codec import new_codec
+from pocket.stage import run_stage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocket.codec import new_codec
-from pocket.stage import run_stage
 from variegate.bench import world
 from variegate.bench.judge import JudgeNet
 
@@ -56,9 +56,12 @@ def train_judge(folder: Path, minutes: float) -> None:
             soft = net(codec.decode(codec.encode(x[:1000]).latents).sample.clamp(-1, 1))
         state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
         save_file(state, PACKAGE / "judge.safetensors")
+
+        def right(k: str, rows: Tensor) -> float:
+            return 100 * float((rows.argmax(-1) == labels[k][: len(rows)]).float().mean())
+
         return ", ".join(
-            f"{k} {100 * (v.argmax(-1) == labels[k]).float().mean():.2f} %"
-            f" (through the codec {100 * (soft[k].argmax(-1) == labels[k][:1000]).float().mean():.1f} %)"
+            f"{k} {right(k, v):.2f} % (through the codec {right(k, soft[k]):.1f} %)"
             for k, v in logits.items()
         )
 

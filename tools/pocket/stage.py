@@ -93,5 +93,3 @@ def run_stage(
     module.load_state_dict(average)
     if check is not None:
         print(f"{name}  done: {check()}", flush=True)
-
-

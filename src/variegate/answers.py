@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from variegate.console import printable
-from variegate.measurement import Measurement, Verdict
+from variegate.measurement import Measurement, Missing, Verdict, measurement_from_json
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -26,7 +26,7 @@ def verdict_text(verdict: Verdict) -> str:
     return printable("\n\n".join(parts), keep="\n")
 
 
-def _measurement_line(measurement: Any) -> str:
+def _measurement_line(measurement: Measurement | Missing) -> str:
     if not isinstance(measurement, Measurement):
         return f"{measurement.name}: missing, {measurement.why}"
     line = f"{measurement.name} {measurement.value:.3g}{measurement.unit and ' '}{measurement.unit}"
@@ -69,6 +69,8 @@ def demo_text(document: dict[str, Any]) -> str:
         headlines = ("variety_vs_base", "trigger_variety_vs_base", "likeness")
         found = [m for m in map(verdict.find, headlines) if m]
         lines += [f"         {_measurement_line(m)}" for m in found]
+    for difference in map(measurement_from_json, document.get("differences", ())):
+        lines.append(f"guarded less plain: {_measurement_line(difference)}")
     return printable("\n".join([*lines, "", f"Open {document['report']}"]), keep="\n")
 
 

@@ -18,7 +18,6 @@ from variegate.measurement import Label
 
 if TYPE_CHECKING:
     from variegate.recipe import Recipe
-    from variegate.run import Run
 
 app = typer.Typer(
     name="variegate",
@@ -36,8 +35,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault, and the log.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Where all randomness starts.")]
 
-Images = Annotated[Path, typer.Argument(help="Folder of pictures, captions beside them.")]
-MaybeImages = Annotated[Path | None, typer.Argument(help="Folder of pictures to learn.")]
+Images = Annotated[
+    Path, typer.Argument(metavar="IMAGES", help="Folder of pictures, captions beside them.")
+]
+MaybeImages = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="Folder of pictures to learn.")
+]
 Base = Annotated[
     str | None, typer.Option(help="'pocket', a diffusers folder, or a hub name.", metavar="BASE")
 ]
@@ -66,7 +69,7 @@ TrainImages = Annotated[
 Preset = Literal["quick", "standard", "thorough"]
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         from variegate import __version__
 
@@ -77,8 +80,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def variegate(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
 ) -> None:
     pass
 
@@ -89,6 +93,7 @@ def audit(
     encoder: Annotated[
         str | None, typer.Option(help="'pocket', a hub name, a folder, or sscd=FILE.")
     ] = None,
+    trigger: Trigger = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -99,7 +104,12 @@ def audit(
         from variegate.audit import audit as look
         from variegate.encoders import load
 
-        report = look(images, encoder=load(encoder) if encoder else None).to_json()
+        report = look(
+            images,
+            encoder=load(encoder) if encoder else None,
+            trigger=trigger,
+            say=lambda stage: door.say(stage, 0, 0),
+        ).to_json()
         door.answer(report, answers.audit_text(report))
 
 
@@ -127,16 +137,15 @@ def train(
                 "--resume RUN goes on with that run's own recipe and pictures; "
                 "leave IMAGES, --base, --out, --recipe and --set out"
             )
-        if resume is not None:
-            from variegate import train as room
-
-            run = room.resume(resume.resolve(), say=door.say)
-        else:
+        if resume is None:
             asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
-            from variegate import train as room
+        from variegate import train as room
 
+        if resume is None:
             run = room.train(asked, out=_run_folder(out, asked), say=door.say)
-        document = _outcome(run)
+        else:
+            run = room.resume(resume.resolve(), say=door.say)
+        document = room.result(run)
         door.answer(document, answers.run_text(document))
 
 
@@ -160,7 +169,7 @@ def sample(
         from variegate import recipes
         from variegate import sample as room
         from variegate.formats import read
-        from variegate.models import load
+        from variegate.models import load, pick_device
 
         base = base or "pocket"
         plan = recipes.read(recipes.default_for(base)).sampling
@@ -170,7 +179,7 @@ def sample(
         first = seed or 0
         wanted = room.grid(prompt, range(first, first + seeds))
         out = out.resolve()
-        model = load(base)
+        model = load(base, device=pick_device())
         pictures = room.sample(model, learnt, wanted, plan=plan, out=out, say=door.say)
         sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
         images = [
@@ -186,7 +195,9 @@ def sample(
 
 @app.command()
 def measure(
-    adapter: Annotated[Path | None, typer.Argument(help="A LoRA file (safetensors).")] = None,
+    adapter: Annotated[
+        Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file (safetensors).")
+    ] = None,
     base: Base = None,
     images: Annotated[Path | None, typer.Option(help="Or: a folder of samples ...")] = None,
     reference: Annotated[
@@ -298,7 +309,7 @@ def demo(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -326,7 +337,7 @@ def strategies(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA file (safetensors).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file (safetensors).")],
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -354,15 +365,16 @@ def convert(
     with Door(as_json=json, quiet=quiet, debug=debug) as door:
         from variegate import formats
 
-        learnt = formats.read(source)
-        formats.write(learnt, target, to=to)
-        facts = {"file": str(target.resolve()), "format": to, "layers": len(learnt.layers)}
-        door.answer(facts, f"{facts['file']}: {facts['layers']} layers in {to} form")
+        written = formats.convert(source, target, to).resolve()
+        facts = formats.inspect(written)
+        door.answer(facts, f"{written}: {facts['layers']} layers in {to} form")
 
 
 @app.command()
 def recipe(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name or a file.")] = "pocket",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A shipped recipe's name or a file.")
+    ] = "pocket",
     settings: Settings = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -421,20 +433,6 @@ def _recipe(
 def _run_folder(out: Path | None, asked: Recipe) -> Path:
     """The folder asked for, or one under `runs` named after the pictures and the recipe."""
     return (out or Path("runs") / f"{Path(asked.images).name}-{asked.id[:8]}").resolve()
-
-
-def _outcome(run: Run) -> dict[str, Any]:
-    """How training ended, from the run's own journal."""
-    lines = run.read_journal()
-    end: dict[str, Any] = next((x for x in reversed(lines) if x["kind"] == "finish"), {})
-    saved = [x["path"] for x in lines if x["kind"] == "checkpoint"]
-    return {
-        "run": str(run.folder.resolve()),
-        "adapter": str(run.adapter_file.resolve()) if run.adapter_file.exists() else None,
-        "checkpoint": str((run.folder / saved[-1]).resolve()) if saved else None,
-        "step": end.get("step"),
-        "stopped_because": end.get("stopped_because"),
-    }
 
 
 def _check_labels(labels: list[str] | None) -> None:

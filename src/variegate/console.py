@@ -20,11 +20,21 @@ import time
 import traceback
 import warnings
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 from variegate.errors import Interrupted, VariegateError
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """As much of a text stream as progress needs."""
+
+    def write(self, text: str, /) -> Any: ...
+    def flush(self) -> Any: ...
+    def isatty(self) -> bool: ...
+    def fileno(self) -> int: ...
 
 
 class Progress:
@@ -35,7 +45,7 @@ class Progress:
     that the end is not known.
     """
 
-    def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+    def __init__(self, stream: Stream, *, quiet: bool = False) -> None:
         self._stream = stream
         self._quiet = quiet
         self._live = stream.isatty() and not quiet and os.environ.get("TERM") != "dumb"
@@ -135,11 +145,19 @@ class Door:
                 return
             self._tell(error)
         elif self.as_json:
-            print(json.dumps(self._document, ensure_ascii=True, allow_nan=False))
+            self._print(json.dumps(self._document, allow_nan=False))
         elif self._text:
-            print(self._text)
-        sys.stdout.flush()
+            self._print(self._text)
         raise SystemExit(self.exit_code)
+
+    def _print(self, text: str) -> None:
+        try:
+            print(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader left, as `head` does; Python would complain once more while closing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exit_code = 128 + 13
 
     def _tell(self, error: BaseException) -> None:
         self.exit_code, message = _explain(error)
@@ -148,7 +166,7 @@ class Door:
         print(printable(message, keep="\n"), file=sys.stderr)
         if self.as_json:
             fault = {"kind": type(error).__name__, "message": message}
-            print(json.dumps({"error": fault}))
+            self._print(json.dumps({"error": fault}))
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -156,8 +174,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "stopped by Ctrl-C"
-    if isinstance(error, BrokenPipeError):
-        return 128 + 13, "nobody reads the output any more"
     what = " ".join(str(error).split()) or "no message"
     return 1, (
         f"unexpected {type(error).__name__}: {what}\n"
@@ -200,7 +216,7 @@ def _calm_third_parties(debug: bool) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def _columns(stream: TextIO) -> int:
+def _columns(stream: Stream) -> int:
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except OSError:

@@ -115,7 +115,9 @@ def _torch() -> tuple[dict[str, Any], dict[str, str]]:
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
         return {}, _check("torch", "fail", f"cannot be imported: {reason}", _pip("torch"))
-    device, why = choose_device()
+    from variegate.device import pick_device
+
+    device = pick_device()
     facts: dict[str, Any] = {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
@@ -130,18 +132,7 @@ def _torch() -> tuple[dict[str, Any], dict[str, str]]:
         found = f"{torch.__version__} has no CUDA, yet there is an NVIDIA driver"
         mend = _pip(f"--force-reinstall torch --index-url {CUDA_INDEX}")
         return facts, _check("torch", "warn", found, mend)
-    return facts, _check("torch", "ok", f"{torch.__version__} on {device} ({why})")
-
-
-def choose_device() -> tuple[str, str]:
-    """The device that work is done on, and why."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda", "PyTorch sees a GPU"
-    if torch.backends.mps.is_available():
-        return "mps", "Apple GPU"
-    return "cpu", "PyTorch sees no GPU"
+    return facts, _check("torch", "ok", f"{torch.__version__} on {device}")
 
 
 def _torchvision() -> dict[str, str]:

@@ -213,7 +213,7 @@ class Attached:
             )
         for name, layer in self._layers.items():
             update = adapter.layers[name]
-            if not math.isclose(update.alpha, self._alpha):
+            if not math.isclose(update.alpha, self._alpha, rel_tol=1e-6):
                 raise AdapterError(f"{name}: alpha {update.alpha}; attached with {self._alpha}")
             _fill(layer, update)
 

@@ -152,6 +152,7 @@ class Recipe(Entry):
     class_noun: str = Field("", description="what the subject is to the base")
     resolution: int | None = Field(None, ge=32, description="None: the base's own")
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    variants: int = Field(16, ge=1, description="altered variants kept of each picture")
     seed: int = Field(0, ge=0)
     adapter: AdapterPlan = AdapterPlan()
     optimizer: OptimizerPlan = OptimizerPlan()

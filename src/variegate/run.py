@@ -25,7 +25,7 @@ from variegate.errors import NoSpace, RecipeError, RunError, RunLocked
 from variegate.recipe import Recipe
 
 # What a step leaves behind; a restart at step s takes back those beyond s.
-_OF_A_STEP = ("step", "probe", "checkpoint", "finish")
+_OF_A_STEP = ("step", "probe", "checkpoint")
 
 
 class Run:
@@ -48,9 +48,11 @@ class Run:
         if (folder / "recipe.toml").exists():
             run = Run.open(folder)
             if run.recipe != recipe:
+                tables = run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
+                listed = "\n".join(f"  {line}" for line in differences(*tables))
                 raise RunError(
                     f"{folder} holds another run, with another recipe ({run.recipe.id}, asked "
-                    f"for {recipe.id}):\n{_differences(run.recipe, recipe)}\nname another folder, "
+                    f"for {recipe.id}):\n{listed}\nname another folder, "
                     "or continue that run with `variegate train --resume`"
                 )
             return run
@@ -199,6 +201,8 @@ def _plain(value: Any) -> Any:
 
 
 def _taken_back(entry: dict[str, Any], step: int) -> bool:
+    if entry["kind"] == "finish":
+        return True  # what goes on has not finished
     return entry["kind"] in _OF_A_STEP and int(entry.get("step", 0)) > step
 
 
@@ -211,13 +215,14 @@ def _holder(file: Path) -> str:
         return "another process"
 
 
-def _differences(old: Recipe, new: Recipe) -> str:
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return "\n".join(
-        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} asked"
+def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """What two recipes, as plain tables, say differently, one line per entry."""
+    before, after = _flat(there), _flat(asked)
+    return [
+        f"{key}: {before.get(key)!r} there, {after.get(key)!r} asked"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
-    )
+    ]
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

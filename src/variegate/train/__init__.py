@@ -1,0 +1,5 @@
+"""Pictures and a base in, an adapter out: `loop` is the page to read."""
+
+from variegate.train.loop import result, resume, train
+
+__all__ = ["result", "resume", "train"]

@@ -1,0 +1,422 @@
+"""One training run, top to bottom.
+
+    batch -> noised -> prediction -> loss terms -> weights -> probes -> journal
+
+A step depends only on the recipe, the pictures, its number, the weights and the optimizer's
+state: so a run that was stopped or killed goes on as if nothing had happened, to the bit on the
+CPU in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from variegate import formats, models, seeds
+from variegate.adapter import Attached, attach
+from variegate.errors import Interrupted, NotFinite, RunError
+from variegate.images import ImageSet
+from variegate.recipe import OptimizerPlan, Recipe
+from variegate.run import Run, differences
+from variegate.train.checkpoint import (
+    latest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from variegate.train.data import (
+    Batch,
+    Latents,
+    TrainingSet,
+    Words,
+    picture_side,
+    read_training_set,
+)
+from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
+from variegate.train.signals import StopFlag, stop_on_signals
+from variegate.train.strategies import Rows, Setting, Strategy, cook
+from variegate.train.strategies.base import Say
+from variegate.train.watch import Watch
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    model: Any = None,
+    images: ImageSet | None = None,
+    say: Say | None = None,
+) -> Run:
+    """Learn an adapter as a recipe asks, in a run folder; a started run is gone on with.
+
+    model: a loaded base, in place of recipe.base. images: in place of the folder recipe.images.
+
+    Raises: RunError, RunLocked, ImagesError, BaseError, AdapterError, RecipeError for what was
+    asked; NotFinite, NoSpace when the work fails; Interrupted after a signal, once all is saved.
+    """
+    say = say or _silent
+    run = Run.create(out, recipe)
+    with run.locked(), stop_on_signals() as stop:
+        if _is_finished(run):
+            return run
+        say("read pictures", 0, 0, "")
+        images = images or ImageSet.read(Path(recipe.images))
+        say("load base", 0, 0, recipe.base)
+        model = model or models.load(recipe.base, device=_device())
+        with _steady(model):
+            _train(run, model, images, stop, say)
+    return run
+
+
+def resume(
+    folder: Path, *, model: Any = None, images: ImageSet | None = None, say: Say | None = None
+) -> Run:
+    """Go on with the run in a folder from its last whole checkpoint; a finished one is returned.
+
+    Raises: as `train`, and RunError when the pictures, base or recipe are not what they were.
+    """
+    run = Run.open(folder)
+    return train(run.recipe, out=run.folder, model=model, images=images, say=say)
+
+
+def result(run: Run) -> dict[str, Any]:
+    """How a run stands: folder, adapter, last checkpoint, step, and why it stopped."""
+    saved = run.read_journal("checkpoint")
+    ends = run.read_journal("finish")
+    return {
+        "run": str(run.folder),
+        "adapter": str(run.adapter_file) if run.adapter_file.exists() else None,
+        "checkpoint": str(run.folder / saved[-1]["path"]) if saved else None,
+        "step": ends[-1]["step"] if ends else saved[-1]["step"] if saved else 0,
+        "stopped_because": ends[-1]["stopped_because"] if ends else None,
+    }
+
+
+def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> None:
+    # --- what was asked, and what it is asked of -------------------------------------------
+    recipe, plan = run.recipe, run.recipe.optimizer
+    strategies = cook(recipe)
+    data = read_training_set(
+        images,
+        recipe,
+        side=picture_side(recipe, model),
+        pocket=model.pocket,
+        needs_masks=any(s.needs_masks for s in strategies.values()),
+    )
+    checkpoint, faults = latest_checkpoint(run.checkpoints)
+    _start(run, model, data, step=checkpoint.step if checkpoint else 0, faults=faults)
+    for strategy in strategies.values():
+        strategy.prepare(Setting(recipe, model, run.folder, say))
+
+    # --- the adapter, its optimizer, and where they stood -----------------------------------
+    on = attach(model, recipe.adapter, seed=recipe.seed)
+    try:
+        learner = Learner(model, on, recipe, strategies)
+        if checkpoint is not None:
+            learner.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state)
+        latents = Latents(model, recipe, strategies)
+        with on.silenced(), on.watched():
+            watch = Watch(
+                recipe,
+                model.schedule,
+                latents,
+                train=data.train,
+                held_out=data.held_out,
+                predict=learner.predict_base,
+                pocket=model.pocket,
+            )
+        first = checkpoint.step if checkpoint else 0
+        saved = first if checkpoint else -1
+        if first == 0:
+            _look(run, watch, learner, 0)
+
+        # --- the steps -----------------------------------------------------------------------
+        for step in range(first + 1, plan.steps + 1):
+            batch = latents.batch(data.train, step)
+            lr, terms = learner.learn(batch, step)
+            run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
+            if step % recipe.probes.every == 0 or step == plan.steps:
+                _look(run, watch, learner, step)
+            stopping = stop.signal is not None
+            if step % recipe.checkpoints.every == 0 or step == plan.steps or stopping:
+                saved = _save(run, learner, data, step)
+            say("train", step, plan.steps, f"loss {sum(terms.values()):.4f}")
+            if stop.signal is not None and step < plan.steps:
+                if saved != step:  # the signal came while the step was being noted
+                    _save(run, learner, data, step)
+                raise _interrupted(run, step, stop.signal)
+
+        # --- what was learnt ---------------------------------------------------------------
+        formats.write(learner.adapter(data), run.adapter_file)
+        run.journal("finish", stopped_because="all steps done", step=plan.steps)
+    finally:
+        on.detach()
+
+
+@dataclass
+class Learner:
+    """The adapter on its model, and the optimizer that moves it."""
+
+    model: Any
+    on: Attached
+    recipe: Recipe
+    strategies: dict[str, Strategy]
+
+    def __post_init__(self) -> None:
+        plan = self.recipe.optimizer
+        self.rates = {"unet": plan.lr, "text_encoder": plan.text_encoder_lr or plan.lr / 2}
+        groups = [
+            {"params": group["params"], "name": group["name"], "lr": self.rates[group["name"]]}
+            for group in self.on.parameters
+        ]
+        device = torch.device(self.model.device)
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=plan.lr,
+            weight_decay=plan.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
+        self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+
+    def learn(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
+        """One optimizer step: the learning rate it took and its loss terms.
+
+        Raises: NotFinite, naming the pictures, before anything has moved.
+        """
+        schedule, strategies = self.model.schedule, self.strategies.values()
+        beside = {name: rows for name, s in self.strategies.items() if (rows := s.beside(step))}
+        with self.on.silenced(), torch.no_grad():
+            held = [self.predict_base(rows) for rows in beside.values()]
+        with self._dropout(step):
+            answer = self.predict(join([batch.rows(schedule), *beside.values()]))
+        prediction, *others = torch.split(answer, [len(batch.keys), *(len(base) for base in held)])
+
+        target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+        missed = row_losses(prediction, target, weigh_places(strategies, batch.masks))
+        _check_finite(missed, batch, step)
+        terms = {"pictures": (missed * weigh_rows(strategies, schedule, batch)).mean()}
+        for name, own, base in zip(beside, others, held, strict=True):
+            terms[name] = self.strategies[name].beside_weight() * row_losses(own, base).mean()
+
+        rate = self._move(torch.stack(list(terms.values())).sum(), batch, step)
+        return rate, {name: float(term.detach()) for name, term in terms.items()}
+
+    def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
+        """The network's answer with the adapter on, in float32."""
+        with self._autocast():
+            return self._ask(rows, self.words.live(rows.prompts))
+
+    def predict_base(self, rows: Rows) -> Float[Tensor, "b c y x"]:
+        """The base's answer; to be asked while the adapter is silenced."""
+        with self._autocast():
+            return self._ask(rows, self.words.base(rows.prompts))
+
+    def adapter(self, data: TrainingSet, step: int | None = None) -> Any:
+        """What has been learnt, with what other tools want to know of it."""
+        recipe = self.recipe
+        return self.on.adapter(
+            formats.describe(
+                name=recipe.trigger,
+                trigger=recipe.trigger,
+                base=recipe.base,
+                family=self.model.family,
+                prediction=self.model.schedule.prediction,
+                resolution=picture_side(recipe, self.model),
+                pictures=len(data.train),
+                steps=recipe.optimizer.steps if step is None else step,
+                seed=recipe.seed,
+                lr=recipe.optimizer.lr,
+                notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"scaler": self.scaler.state_dict()}
+
+    def restore(self, adapter: Any, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Stand where a checkpoint stood."""
+        self.on.load(adapter)
+        restore_optimizer(self.optimizer, self.on, optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _ask(self, rows: Rows, embeddings: Float[Tensor, "b t d"]) -> Float[Tensor, "b c y x"]:
+        device = self.model.device
+        noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
+        answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), embeddings)
+        return answer.float()
+
+    def _move(self, loss: Tensor, batch: Batch, step: int) -> float:
+        plan = self.recipe.optimizer
+        share = rate_at(step, plan)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[group["name"]] * share
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
+        # With fp16 the scaler skips a step whose gradients overflow, and eases its scale.
+        if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
+            raise NotFinite(
+                f"the gradient at step {step} is {float(norm)} on pictures "
+                f"{', '.join(sorted(set(batch.keys)))}; the last checkpoint stands: lower "
+                f"optimizer.lr (found {plan.lr:g}) or use precision float32"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return plan.lr * share
+
+    @contextmanager
+    def _dropout(self, step: int) -> Iterator[None]:
+        """Dropout inside the updates draws from torch's global generator: give it an address."""
+        if self.recipe.adapter.dropout == 0:
+            yield
+            return
+        device = torch.device(self.model.device)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seeds.number(self.recipe.seed, "dropout", step))
+            yield
+
+    def _autocast(self) -> Any:
+        device, kind = torch.device(self.model.device).type, DTYPES[self.recipe.precision]
+        return torch.autocast(device, dtype=kind, enabled=kind != torch.float32)
+
+
+def rate_at(step: int, plan: OptimizerPlan) -> float:
+    """The share of the peak learning rate at a step (from 1): warm-up, then constant or cosine."""
+    if step <= plan.warmup:
+        return step / plan.warmup
+    if plan.schedule == "constant":
+        return 1.0
+    done = (step - plan.warmup - 1) / max(1, plan.steps - plan.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[str]) -> None:
+    """Note what this run stands on; refuse to go on when that has changed.
+
+    Raises: RunError with the differences.
+    """
+    stands_on = {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "base": str(model.id),
+        "pictures": data.fingerprint,
+    }
+    earlier = run.read_journal("start")
+    if earlier:
+        changed = _changes(earlier[0], stands_on)
+        if changed:
+            listed = "\n".join(f"  {change}" for change in changed)
+            raise RunError(
+                f"{run.folder} cannot be gone on with: what it stood on has changed:\n{listed}\n"
+                "restore that, or start a new run in another folder"
+            )
+    run.journal("start", step=step, **stands_on)
+    for fault in faults:
+        run.journal("note", text=f"{fault}; the one before it was used")
+    if not earlier:
+        for note in data.notes:
+            run.journal("note", text=note)
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    changed = differences(then["recipe"], now["recipe"])
+    if then["base"] != now["base"]:
+        changed.append(f"the base model's weights or settings: {then['base']}, now {now['base']}")
+    before, after = then["pictures"], now["pictures"]
+    sets = (
+        ("pictures added", sorted(after.keys() - before.keys())),
+        ("pictures removed", sorted(before.keys() - after.keys())),
+        (
+            "pictures, captions or masks changed",
+            sorted(k for k in before.keys() & after.keys() if before[k] != after[k]),
+        ),
+    )
+    for what, keys in sets:
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            changed.append(f"{what}: {', '.join(keys[:5])}{more}")
+    return changed
+
+
+def _look(run: Run, watch: Watch, learner: Learner, step: int) -> None:
+    with learner.on.watched():
+        seen = watch.look(learner.predict, step)
+    run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
+
+
+def _save(run: Run, learner: Learner, data: TrainingSet, step: int) -> int:
+    path = save_checkpoint(
+        run.checkpoints,
+        step=step,
+        adapter=learner.adapter(data, step),
+        optimizer=optimizer_tensors(learner.optimizer, learner.on),
+        state=learner.state(),
+        keep=run.recipe.checkpoints.keep,
+    )
+    run.journal("checkpoint", step=step, path=path.relative_to(run.folder).as_posix())
+    return step
+
+
+def _interrupted(run: Run, step: int, number: int) -> Interrupted:
+    name = signal.Signals(number).name
+    run.journal("finish", stopped_because=name, step=step)
+    return Interrupted(
+        f"stopped by {name} after step {step} of {run.recipe.optimizer.steps}, all saved; go on "
+        f"with: variegate train --resume {shlex.quote(str(run.folder))}",
+        number,
+    )
+
+
+def _is_finished(run: Run) -> bool:
+    ends = run.read_journal("finish")
+    return (
+        run.adapter_file.exists()
+        and bool(ends)
+        and int(ends[-1]["step"]) >= run.recipe.optimizer.steps
+    )
+
+
+def _check_finite(losses: Float[Tensor, " b"], batch: Batch, step: int) -> None:
+    if bool(losses.isfinite().all()):
+        return
+    bad = [k for k, ok in zip(batch.keys, losses.isfinite().tolist(), strict=True) if not ok]
+    raise NotFinite(
+        f"the loss at step {step} is not a number on pictures {', '.join(sorted(set(bad)))}; the "
+        "last checkpoint stands: lower optimizer.lr, or use precision float32 or bf16"
+    )
+
+
+@contextmanager
+def _steady(model: Any) -> Iterator[None]:
+    """The UNet in the memory layout that convolutions are quickest in, as it was afterwards."""
+    model.unet.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        model.unet.to(memory_format=torch.contiguous_format)
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _silent(phase: str, done: int, total: int, note: str) -> None:
+    pass

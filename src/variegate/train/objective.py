@@ -1,0 +1,60 @@
+"""The loss of one step: what each row misses, weighed, and what is asked beside the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from variegate.diffusion import NoiseSchedule
+from variegate.train.data import Batch
+from variegate.train.strategies import Rows, Strategy
+
+
+def row_losses(
+    prediction: Float[Tensor, "b c y x"],
+    target: Float[Tensor, "b c y x"],
+    places: Float[Tensor, "b y x"] | None = None,
+) -> Float[Tensor, " b"]:
+    """Each row's mean squared error, places weighed by `places` (weights need not sum to one)."""
+    squares = (prediction - target).square().mean(1)
+    if places is None:
+        return squares.mean((1, 2))
+    total = places.sum((1, 2)).clamp_min(1e-6)
+    return (squares * places).sum((1, 2)) / total
+
+
+def weigh_places(
+    strategies: Iterable[Strategy], masks: Float[Tensor, "b y x"]
+) -> Float[Tensor, "b y x"] | None:
+    """All strategies' weights of places, multiplied; None when none has any."""
+    weights = None
+    for strategy in strategies:
+        own = strategy.weigh_places(masks)
+        if own is not None:
+            weights = own if weights is None else weights * own
+    return weights
+
+
+def weigh_rows(
+    strategies: Iterable[Strategy], schedule: NoiseSchedule, batch: Batch
+) -> Float[Tensor, " b"]:
+    """All strategies' weights of rows, multiplied."""
+    weights = torch.ones(len(batch.timesteps), device=batch.timesteps.device)
+    for strategy in strategies:
+        own = strategy.weigh_rows(schedule, batch.timesteps)
+        if own is not None:
+            weights = weights * own
+    return weights
+
+
+def join(parts: list[Rows]) -> Rows:
+    """Rows of several origins as one call of the network, where the first of them lie."""
+    device = parts[0].noised.device
+    return Rows(
+        noised=torch.cat([part.noised.to(device) for part in parts]),
+        timesteps=torch.cat([part.timesteps.to(device) for part in parts]),
+        prompts=[prompt for part in parts for prompt in part.prompts],
+    )

@@ -1,0 +1,39 @@
+"""The kitchen: every strategy that a recipe can name, in the order in which they act on a picture.
+
+A picture is moved first, then gets its new ground, so that the ground is whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from variegate.recipe import Recipe
+from variegate.train.strategies.base import Rows, Setting, Shot, Strategy
+from variegate.train.strategies.caption_dropout import DropCaptions
+from variegate.train.strategies.flip import MirrorPictures
+from variegate.train.strategies.masked_loss import CountTheSubject
+from variegate.train.strategies.min_snr import CapEasyLevels
+from variegate.train.strategies.new_background import ChangeGround
+from variegate.train.strategies.stay_near import HoldToBase
+from variegate.train.strategies.zoom_shift import MovePictures
+
+KITCHEN: dict[str, Any] = {
+    "zoom_shift": MovePictures,
+    "new_background": ChangeGround,
+    "flip": MirrorPictures,
+    "caption_dropout": DropCaptions,
+    "min_snr": CapEasyLevels,
+    "masked_loss": CountTheSubject,
+    "stay_near": HoldToBase,
+}
+
+__all__ = ["KITCHEN", "Rows", "Setting", "Shot", "Strategy", "cook"]
+
+
+def cook(recipe: Recipe) -> dict[str, Strategy]:
+    """The strategies that are on in a recipe, by name, in their order."""
+    return {
+        name: kind(entry, recipe)
+        for name, kind in KITCHEN.items()
+        if (entry := getattr(recipe.strategies, name)) is not None
+    }

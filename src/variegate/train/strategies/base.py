@@ -1,0 +1,95 @@
+"""What a strategy may do to a training run: moments that the loop offers, each doing nothing here.
+
+A strategy is one recipe entry, one file beside this one that overrides the moments it needs, and
+one test. Whatever it draws comes from `seeds`, by address, so that a step can be done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from variegate.diffusion import NoiseSchedule
+from variegate.recipe import Recipe
+
+Say = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture on its way into training: pixels in 0..1 and the subject's share of each.
+
+    `found` says whether the mask is believed; where it is not, the mask is all ones.
+    """
+
+    pixels: Float[Tensor, "3 h w"]
+    mask: Float[Tensor, "h w"]
+    found: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows for one call of the network, noised already."""
+
+    noised: Float[Tensor, "b c y x"]
+    timesteps: Int[Tensor, " b"]
+    prompts: list[str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a strategy is given before the first step, while the model is still the bare base."""
+
+    recipe: Recipe
+    model: Any
+    folder: Path
+    say: Say
+
+
+class Strategy:
+    """Does nothing; override what is needed.
+
+    needs_masks: the subject's mask is looked for in each picture.
+    alters: pictures come in several altered variants.
+    """
+
+    needs_masks = False
+    alters = False
+
+    def prepare(self, setting: Setting) -> None:
+        """Make what is needed, before the adapter is attached."""
+
+    def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
+        """The picture as one of its variants; the same address gives the same variant."""
+        return shot
+
+    def mirrors(self, step: int, row: int) -> bool:
+        """Whether this row is mirrored left to right at this step."""
+        return False
+
+    def caption(self, caption: str, step: int, row: int) -> str:
+        """The caption that this row is trained on at this step."""
+        return caption
+
+    def weigh_rows(
+        self, schedule: NoiseSchedule, timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"] | None:
+        """What each row's loss counts; None: one."""
+        return None
+
+    def weigh_places(self, masks: Float[Tensor, "b y x"]) -> Float[Tensor, "b y x"] | None:
+        """What each place in the latents counts, given the subject's share there; None: one."""
+        return None
+
+    def beside(self, step: int) -> Rows | None:
+        """Rows to be answered as the base answers them, trained beside the pictures."""
+        return None
+
+    def beside_weight(self) -> float:
+        """What the loss on those rows counts."""
+        return 1.0

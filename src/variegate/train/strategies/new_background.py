@@ -1,0 +1,84 @@
+"""Cut the subject out and lay it on other grounds: painted ones and the base's own.
+
+The caption stays, so that under it many grounds are equally likely: none becomes the subject's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import ImageOps
+from torch import Tensor
+
+from variegate import seeds
+from variegate.recipe import NewBackground, Recipe, SamplingPlan
+from variegate.train.masks import find_masks
+from variegate.train.paint import continue_ground, lay_on, paint_ground
+from variegate.train.strategies.base import Setting, Shot, Strategy
+
+GROUND_STEPS = 20  # denoising steps: grounds need no fine detail
+EMPTY_PLACES = (
+    *("an empty room", "a plain wall", "a wooden table top", "a meadow", "a beach", "a street"),
+    *("a forest path", "a kitchen counter", "a carpet", "a snowy field", "a stone floor"),
+    *("a garden", "a bookshelf", "a cloudy sky", "a brick wall", "a lake shore"),
+)
+
+
+class ChangeGround(Strategy):
+    needs_masks = True
+    alters = True
+
+    def __init__(self, plan: NewBackground, recipe: Recipe) -> None:
+        self.plan = plan
+        self.recipe = recipe
+        self.grounds: list[Tensor] = []
+
+    def prepare(self, setting: Setting) -> None:
+        if self.plan.source != "painted":
+            self.grounds = draw_grounds(setting, self.plan.count)
+
+    def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
+        generator = seeds.at(self.recipe.seed, "new_background", *address)
+        p, source, which = torch.rand(3, generator=generator).tolist()
+        if p >= self.plan.p or not shot.found:
+            return shot
+        if self.grounds and (self.plan.source == "base" or source < 0.5):
+            ground = self.grounds[int(which * len(self.grounds))]
+        else:
+            ground = paint_ground(shot.pixels.shape[1:], generator)
+        return Shot(lay_on(shot.pixels, shot.mask, ground).clamp(0, 1), shot.mask, True)
+
+
+def draw_grounds(setting: Setting, count: int) -> list[Float[Tensor, "3 h w"]]:
+    """Grounds from the base's own samples, in 0..1.
+
+    The pocket draws something on every ground, so its subjects are found and painted over;
+    samples where none is found are left out. Other bases are asked for empty places.
+    """
+    from variegate.sample import Request, sample
+
+    recipe, model = setting.recipe, setting.model
+    side = recipe.resolution or model.resolution
+    prompts = ["a picture", f"a {recipe.class_noun or 'toy'}"] if model.pocket else EMPTY_PLACES
+    first = seeds.number(recipe.seed, "grounds") % 1_000_000
+    requests = [Request(prompts[i % len(prompts)], first + i, group="ground") for i in range(count)]
+    plan = SamplingPlan(
+        steps=min(GROUND_STEPS, recipe.sampling.steps),
+        guidance_scale=recipe.sampling.guidance_scale,
+        sampler=recipe.sampling.sampler,
+    )
+    drawn = sample(
+        model, None, requests, plan=plan, out=setting.folder / "grounds", say=setting.say
+    )
+    pictures = [ImageOps.fit(picture.open(), (side, side)) for picture in drawn]
+    images = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures])
+    grounds = list(images.float() / 255)
+    if not model.pocket:
+        return grounds
+    masks, confidence = find_masks(images)
+    return [
+        continue_ground(ground, hole=(mask > 0.05).float(), usable=(mask <= 0.05).float())
+        for ground, mask, found in zip(grounds, masks, confidence, strict=True)
+        if found > 0
+    ]

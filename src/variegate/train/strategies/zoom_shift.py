@@ -1,0 +1,82 @@
+"""Zoom pictures in or out and shift them; ground that comes into view is painted.
+
+Half of the time the ground goes on as it is (patterns included), half of the time it is painted
+anew all around. Mirroring at the edges is avoided: it would draw the subject several times.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from variegate import seeds
+from variegate.recipe import Recipe, ZoomShift
+from variegate.train.paint import continue_ground, paint_ground
+from variegate.train.strategies.base import Shot, Strategy
+
+
+class MovePictures(Strategy):
+    needs_masks = True
+    alters = True
+
+    def __init__(self, plan: ZoomShift, recipe: Recipe) -> None:
+        self.plan = plan
+        self.seed = recipe.seed
+
+    def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
+        generator = seeds.at(self.seed, "zoom_shift", *address)
+        p, u, x, y, anew = torch.rand(5, generator=generator).tolist()
+        if p >= self.plan.p:
+            return shot
+        zoom = self.plan.zoom_min + (self.plan.zoom_max - self.plan.zoom_min) * u
+        shift = [(2 * draw - 1) * self.plan.shift for draw in (x, y)]
+        if shot.found:
+            shift = [
+                keep_in_view(shot.mask.amax(axis), zoom, wanted)
+                for axis, wanted in ((0, shift[0]), (1, shift[1]))
+            ]
+        pixels, mask, covered = move(shot, zoom, (shift[0], shift[1]))
+        if bool(covered.min() < 1):
+            usable = covered * (1 - mask if shot.found else 1)
+            ground = (
+                paint_ground(pixels.shape[1:], generator)
+                if anew < 0.5
+                else continue_ground(pixels, hole=1 - covered, usable=usable)
+            )
+            pixels = covered * pixels + (1 - covered) * ground
+        return Shot(pixels.clamp(0, 1), mask if shot.found else torch.ones_like(mask), shot.found)
+
+
+def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:
+    """The shift nearest to the wanted one that keeps the subject in the picture, if it fits.
+
+    profile is the mask's largest value along one axis; shifts are shares of the side.
+    """
+    where = (profile > 0.5).nonzero().flatten()
+    if len(where) == 0:
+        return shift
+    n = len(profile)
+    low = (float(where[0]) / n - 0.5) * zoom + 0.5
+    high = ((float(where[-1]) + 1) / n - 0.5) * zoom + 0.5
+    if high - low >= 1:
+        return 0.0
+    return min(max(shift, -low), 1 - high)
+
+
+def move(
+    shot: Shot, zoom: float, shift: tuple[float, float]
+) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """Pixels, mask, and how much of each pixel is covered after zooming about the middle.
+
+    shift is (right, down) as shares of the side. Uncovered pixels hold the nearest colour.
+    """
+    right, down = shift
+    inverse = torch.tensor([[1 / zoom, 0, -2 * right / zoom], [0, 1 / zoom, -2 * down / zoom]])
+    both = torch.cat([shot.pixels, shot.mask[None]])[None]
+    grid = F.affine_grid(inverse[None], list(both.shape), align_corners=False)
+    moved = F.grid_sample(both, grid, padding_mode="border", align_corners=False)[0]
+    ones = torch.ones(1, 1, *both.shape[-2:])
+    covered = F.grid_sample(ones, grid, padding_mode="zeros", align_corners=False)[0, 0]
+    return moved[:3], moved[3] * covered, covered.clamp(0, 1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from pathlib import Path
 
 from PIL import Image
 
-from variegate.images.decode import Fault, refuse_special
+from variegate.images.decode import DECODER_ERRORS, Fault, refuse_special
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 64 * 1024
@@ -97,9 +98,11 @@ def read_parameters(file: Path) -> tuple[str, int | None] | None:
     if file.suffix.lower() != ".png" or refuse_special(file):
         return None
     try:
-        with Image.open(file, formats=("PNG",)) as opened:
-            text = opened.info.get("parameters")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=("PNG",)) as opened:
+                text = opened.info.get("parameters")
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None  # `examine` tells what is wrong with the file
     return parse_parameters(text) if isinstance(text, str) else None
 

@@ -33,7 +33,7 @@ FOREIGN_SUFFIXES = (
 ) - SUFFIXES
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF") + (("AVIF",) if features.check("avif") else ())
 # What Pillow's decoders raise on crafted files; all mean that the file cannot be decoded.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError),
     *(IndexError, TypeError, ArithmeticError, AttributeError, RuntimeError, MemoryError),
 )
@@ -117,7 +117,7 @@ def examine(file: Path) -> Examined:
         return Examined(None, (_bomb(file, f"more than {MAX_PIXELS / 1e6:.0f} million pixels"),))
     except UnidentifiedImageError:
         return Examined(None, (_unidentified(file),))
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         return Examined(None, (_broken(file, error),))
 
 
@@ -225,7 +225,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(0x0112, 1)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1  # EXIF that cannot be read turns nothing
     return found if isinstance(found, int) else 1
 

@@ -19,7 +19,7 @@ from variegate.images import ImageSet
 PHOTOGRAPHS = Path(__file__).parents[1] / "data" / "photos"
 
 
-def whats(folder: Path, **options: object) -> set[str]:
+def titles(folder: Path, **options: object) -> set[str]:
     return {f.what for f in audit(folder, resolution=64, **options).findings}  # type: ignore[arg-type]
 
 
@@ -194,8 +194,8 @@ def test_one_background_is_found_and_limits_the_number(tmp_path: Path) -> None:
     one, many = audit(tmp_path / "one"), audit(tmp_path / "many")
     assert "background" in one.limited_by
     assert "background" not in many.limited_by
-    assert {"One background", "The pictures are much alike"} <= whats(tmp_path / "one")
-    assert "One background" not in whats(tmp_path / "many")
+    assert {"One background", "The pictures are much alike"} <= titles(tmp_path / "one")
+    assert "One background" not in titles(tmp_path / "many")
     assert one.effective_images < 6 < many.effective_images
 
 
@@ -203,15 +203,15 @@ def test_one_place_is_found(tmp_path: Path) -> None:
     crafted.write_scenes(tmp_path / "one", 12, subject="robot", size="large", position="center")
     crafted.write_scenes(tmp_path / "many", 12, subject="robot", size="large")
     title = "The subject is always in the same place"
-    assert title in whats(tmp_path / "one")
-    assert title not in whats(tmp_path / "many")
+    assert title in titles(tmp_path / "one")
+    assert title not in titles(tmp_path / "many")
     assert "place" in audit(tmp_path / "one").limited_by
 
 
 @pytest.mark.parametrize(("n", "title"), [(3, "Very few pictures"), (7, "Few pictures")])
 def test_few_pictures_are_told(n: int, title: str, tmp_path: Path) -> None:
     crafted.write_scenes(tmp_path, n)
-    assert title in whats(tmp_path)
+    assert title in titles(tmp_path)
 
 
 def test_pictures_below_the_base_and_very_long_ones_are_told(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_pictures_below_the_base_and_very_long_ones_are_told(tmp_path: Path) -> 
     assert found["Some pictures are very long"].endswith("300 x 100")
     small = found["Some pictures are smaller than what the base is trained at"]
     assert small.startswith("11 of 11 have a side below 512 pixels")
-    assert "Some pictures are smaller than what the base is trained at" not in whats(tmp_path)
+    assert "Some pictures are smaller than what the base is trained at" not in titles(tmp_path)
 
 
 def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _copies(variety: Variety, groups: list[list[str]]) -> list[Finding]:
     largest = groups[0]
     return [
         Finding(
-            "Some pictures are there more than once",
+            "Some pictures are there more than once, or nearly so",
             f"{variety.copies} of {variety.n} repeat another; the largest family has "
             f"{len(largest)}: {', '.join(largest[:3])}{' ...' if len(largest) > 3 else ''}",
             "Keep one of each family: what is shown more often is memorised first.",

@@ -17,6 +17,7 @@ from typing import Any
 from variegate import recipes
 from variegate.adapter import Adapter
 from variegate.audit import audit
+from variegate.device import pick_device
 from variegate.encoders import Encoder
 from variegate.encoders import load as load_encoder
 from variegate.errors import RequestError
@@ -33,7 +34,7 @@ from variegate.measure import (
     prompt_plan,
 )
 from variegate.measure.versus import versus
-from variegate.models import StableDiffusion, pick_device
+from variegate.models import StableDiffusion
 from variegate.models import load as load_model
 from variegate.recipe import Recipe, SamplingPlan
 from variegate.report import write_comparison, write_report
@@ -41,10 +42,10 @@ from variegate.run import Run, write_atomically
 from variegate.sample import Request, sample
 from variegate.train import result, train
 
-Say = Callable[..., None]
+Say = Callable[[str, int, int, str], None]
 
 
-def _silent(*_: object, **__: object) -> None:
+def _silent(phase: str, done: int, total: int, note: str = "") -> None:
     pass
 
 
@@ -63,9 +64,13 @@ def _trial(
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
-    looked = audit(pictures)
-    _write_json(run.folder / "audit.json", looked.to_json())
     model = model or load_model(recipe.base, device=pick_device())
+    looked = audit(
+        pictures,
+        trigger=recipe.trigger or None,
+        resolution=recipe.resolution or model.resolution,
+    )
+    _write_json(run.folder / "audit.json", looked.to_json())
     run = train(recipe, out=out, model=model, say=say)
     plan = prompt_plan(
         recipe.class_noun,
@@ -78,7 +83,7 @@ def _trial(
     ours, base = _draw(model, adapter, plan, recipe.sampling, out=run.samples, say=say)
     held_out = _held_out(run, pictures)
     encoders = [load_encoder("pocket")]
-    say("measure", 0, 1)
+    say("measure", 0, 1, "")
     evidence = gather(
         ours,
         base,
@@ -92,10 +97,10 @@ def _trial(
     _write_json(run.verdict_file, verdict.to_json())
     _write_json(run.folder / "evidence.json", _evidence(evidence, run.folder))
     run.journal("phase", name="verdict", labels=list(verdict.labels))
-    say("measure", 1, 1)
-    say("report", 0, 1)
+    say("measure", 1, 1, "")
+    say("report", 0, 1, "")
     page = write_report(run.folder)
-    say("report", 1, 1)
+    say("report", 1, 1, "")
     document = {**result(run), "report": str(page), "verdict": verdict.to_json()}
     return document, evidence
 
@@ -106,7 +111,7 @@ def demo(*, out: Path, seed: int = 0, say: Say | None = None) -> dict[str, Any]:
     pictures = out / "pictures"
     with resources.as_file(resources.files("variegate") / "demo" / "pictures") as folder:
         shutil.copytree(folder, pictures, dirs_exist_ok=True)
-    asked = {
+    asked: dict[str, Any] = {
         "images": str(pictures),
         "trigger": "zqx",
         "class_noun": "face",
@@ -118,8 +123,8 @@ def demo(*, out: Path, seed: int = 0, say: Say | None = None) -> dict[str, Any]:
     for name, recipe_name in (("plain", "pocket-plain"), ("guarded", "pocket")):
         recipe = recipes.read(recipe_name, **asked)
 
-        def told(phase: str, *rest: Any, name: str = name, **more: Any) -> None:
-            say(f"{name}: {phase}", *rest, **more)
+        def told(phase: str, done: int, total: int, note: str = "", *, of: str = name) -> None:
+            say(f"{of}: {phase}", done, total, note)
 
         documents[name], evidence[name] = _trial(recipe, out=out / name, say=told, model=model)
     gaps = versus(evidence["plain"], evidence["guarded"])
@@ -217,7 +222,7 @@ def _measure_sets(
     class_noun: str | None,
     say: Say,
 ) -> Verdict:
-    say("measure", 0, 1)
+    say("measure", 0, 1, "")
     evidence = gather(
         ours,
         theirs,
@@ -227,7 +232,7 @@ def _measure_sets(
         class_noun=class_noun or None,
     )
     verdict = measure(evidence)
-    say("measure", 1, 1)
+    say("measure", 1, 1, "")
     return verdict
 
 
@@ -270,11 +275,11 @@ def _draw(
     key = _short_hash(model.name, sampling.model_dump_json(), repr(theirs))
     kept = cache_dir() / "base" / key
 
-    def base_said(phase: str, *rest: Any, **more: Any) -> None:
-        say("sample base", *rest, **more)
+    def base_said(phase: str, done: int, total: int, note: str = "") -> None:
+        say("sample base", done, total, note)
 
-    def adapter_said(phase: str, *rest: Any, **more: Any) -> None:
-        say("sample adapter", *rest, **more)
+    def adapter_said(phase: str, done: int, total: int, note: str = "") -> None:
+        say("sample adapter", done, total, note)
 
     base = sample(model, None, theirs, plan=sampling, out=kept, say=base_said)
     base = _lay_beside(base, kept, out / "base")

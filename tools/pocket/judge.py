@@ -55,6 +55,7 @@ def train_judge(folder: Path, minutes: float) -> None:
             logits = net(x)
             soft = net(codec.decode(codec.encode(x[:1000]).latents).sample.clamp(-1, 1))
         state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+        state = {k: v.contiguous() for k, v in state.items()}
         save_file(state, PACKAGE / "judge.safetensors")
 
         def right(k: str, rows: Tensor) -> float:

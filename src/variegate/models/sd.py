@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNet2DConditionModel,
 )
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -144,7 +146,7 @@ class StableDiffusion:
     def predict(
         self,
         latents: Float[Tensor, "b c y x"],
-        timesteps: Int[Tensor, " b"],
+        timesteps: Real[Tensor, " b"],
         embeddings: Float[Tensor, "b t d"],
     ) -> Float[Tensor, "b c y x"]:
         """The UNet's raw answer: the noise or the velocity, as `schedule.prediction` says."""
@@ -200,11 +202,18 @@ def noise_schedule(scheduler_config: dict[str, Any], *, where: str = "model") ->
 
 def _scheduler(kind: Any, settings: dict[str, Any]) -> Any:
     """A diffusers scheduler from those settings that it knows: the file may be another kind's."""
-    with warnings.catch_warnings():
-        # diffusers hands tensors to numpy in a way that numpy 2 deprecates; nothing to do here.
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+    with diffusers_warnings_off():
         known = {key for key in kind().config if not key.startswith("_")}
         return kind(**{key: value for key, value in settings.items() if key in known})
+
+
+@contextmanager
+def diffusers_warnings_off() -> Iterator[None]:
+    """Keep still what diffusers' schedulers do to numpy: their tensors go over in a way that
+    numpy 2 deprecates, and no caller can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        yield
 
 
 def _load_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:

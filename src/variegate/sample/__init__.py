@@ -1,0 +1,15 @@
+"""Pictures from a base with or without an adapter: the same noise for the same seed, resumable."""
+
+from variegate.sample.denoise import denoise, initial_noise
+from variegate.sample.draw import Request, grid, sample
+from variegate.sample.sheet import contact_sheet, sample_json
+
+__all__ = [
+    "Request",
+    "contact_sheet",
+    "denoise",
+    "grid",
+    "initial_noise",
+    "sample",
+    "sample_json",
+]

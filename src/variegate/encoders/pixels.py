@@ -1,0 +1,99 @@
+"""Features that are plain pixels: no network, no download, never out of their depth.
+
+`Layout` is what surrounds and arranges a picture (colours and roughness by place) and knows next
+to nothing of who is in it. `Thumbnail` is the picture itself made small, for finding copies; its
+rows are not scaled to unit length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from variegate import seeds
+from variegate.errors import EncoderError
+
+SIDE = 64  # pixels of a thumbnail's side
+CELLS = 8  # layout cells per side
+WAVES = 64  # random features per cell
+COLOUR_STEP = 0.2  # of CIELAB over 100: colours this far apart begin to count as others
+
+
+class Thumbnail:
+    """Each picture squeezed to 64 x 64 RGB: rows `[3 * 64 * 64]` in 0..1, channel first."""
+
+    id = f"thumbnail-{SIDE}-1"
+    has_text = False
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        return _small(pictures, SIDE).flatten(1)
+
+    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        raise EncoderError(f"{self.id} has no text tower")
+
+    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
+        return False
+
+
+class Layout:
+    """Which colour and roughness stands in each of 8 x 8 cells, as unit rows.
+
+    Half the squared distance of two rows is the share of the area that differs: in each cell
+    1 - exp(-(difference / 0.2) ** 2 / 2), one unit being the way from black to white in CIELAB.
+    So red and orange differ nearly as much as white and brown do. Roughness is three times the
+    deviation of lightness within a cell, so that stripes differ from plain ground.
+
+    Source: the kernel is written out in random features (Rahimi and Recht 2007), always the same.
+    """
+
+    id = f"layout-{CELLS}-2"
+    has_text = False
+
+    def __init__(self) -> None:
+        generator = seeds.at(0, "encoders.layout")
+        self._waves = torch.randn(4, WAVES, generator=generator) / COLOUR_STEP
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        lab = _to_lab(_small(pictures, 8 * CELLS))
+        cells = lab.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4).flatten(2, 3)  # [n, 3, 64, 64]
+        rough = 3 * cells[:, :1].std(-1, correction=0)
+        looks = torch.cat([cells.mean(-1), rough], 1)  # [n, 4, 64]
+        angles = torch.einsum("nfc,fw->ncw", looks, self._waves).flatten(1)
+        return torch.cat([angles.cos(), angles.sin()], 1) / (CELLS * WAVES**0.5)
+
+    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        raise EncoderError(f"{self.id} has no text tower")
+
+    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
+        return False
+
+
+def _small(pictures: Sequence[Image.Image], side: int) -> Float[Tensor, "n 3 s s"]:
+    arrays = [
+        np.asarray(p.convert("RGB").resize((side, side), Image.Resampling.BOX)) for p in pictures
+    ]
+    stacked = np.stack(arrays) if arrays else np.zeros((0, side, side, 3), np.uint8)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+
+
+def _to_lab(rgb: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """CIELAB over 100 under D65, from sRGB in 0..1 (IEC 61966-2-1, CIE 15)."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
+    )
+    white = torch.tensor([0.95047, 1.0, 1.08883])
+    xyz = torch.einsum("ij,njhw->nihw", to_xyz / white[:, None], linear)
+    cut = 6 / 29
+    f = torch.where(xyz > cut**3, xyz.clamp_min(cut**3) ** (1 / 3), xyz / (3 * cut**2) + 4 / 29)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1) / 100

@@ -1,0 +1,253 @@
+"""From image sets to evidence: which picture answers which prompt, seen through every encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from variegate.encoders import Encoder, KnowsIdentity
+from variegate.encoders.pixels import Layout, Thumbnail
+from variegate.errors import EncoderError, ImagesError
+from variegate.images import ImageSet, Picture
+from variegate.measure.evidence import GROUPS, Evidence, Line, View
+
+PIXEL_BATCH = 32  # pictures open at a time
+
+
+def gather(
+    adapter: ImageSet,
+    base: ImageSet,
+    *,
+    encoders: Sequence[Encoder],
+    train_images: ImageSet | None = None,
+    held_out: ImageSet | None = None,
+    trigger: str | None = None,
+    class_noun: str | None = None,
+) -> Evidence:
+    """All that the measures need of these pictures.
+
+    adapter, base: samples, their pictures in the groups class, trigger, unrelated or caption;
+    no group counts as class. A prompt of one is matched with the same prompt of the other; trigger
+    prompts with those that have the class noun in the trigger's place, else line by line.
+    encoders: the first decides; SSCD among them decides on copying as well.
+    Raises: EncoderError when no encoder is given, ImagesError when no prompt matches.
+    """
+    general = [e for e in encoders if not _finds_copies(e)]
+    sscd = next((e for e in encoders if _finds_copies(e)), None)
+    if not general:
+        raise EncoderError(
+            "no encoder to measure variety with; name 'pocket' or for example"
+            " 'facebook/dinov2-base' (SSCD alone finds copies only)"
+        )
+    lines = match_lines(adapter, base, trigger=trigger, class_noun=class_noun)
+    sets = {"adapter": adapter, "base": base, "train": train_images, "held_out": held_out}
+    views = tuple(_view(e, sets, lines) for e in general)
+    first = views[0]
+    layout, thumbnails = _pixel_views(sets)
+    return Evidence(
+        lines=lines,
+        views=views,
+        identity=_identity(general[0], first),
+        layout=layout,
+        thumbnails=thumbnails,
+        copies=None if sscd is None else _view(sscd, sets, lines),
+        pictures=tuple(_name(p) for p in adapter),
+        trained_on=tuple(_name(p) for p in train_images or ()),
+        weak_encoder=_unfamiliar(general[0], first),
+        plan=_plan(lines, adapter, base, trigger, class_noun),
+    )
+
+
+def match_lines(
+    adapter: ImageSet,
+    base: ImageSet,
+    *,
+    trigger: str | None = None,
+    class_noun: str | None = None,
+) -> tuple[Line, ...]:
+    """The prompts that both sets answer, group by group.
+
+    Raises: ImagesError when there are none.
+    """
+    lines: list[Line] = []
+    for group in GROUPS:
+        ours, theirs = _rows_by_prompt(adapter, group), _rows_by_prompt(base, group)
+        for prompt, base_prompt in _pair_prompts(
+            list(ours), list(theirs), trigger=trigger, class_noun=class_noun
+        ):
+            a, b, paired = _pair_seeds(
+                adapter.pictures, base.pictures, ours[prompt], theirs[base_prompt]
+            )
+            lines.append(Line(group, prompt, base_prompt, a, b, paired))
+    if not lines:
+        raise ImagesError(
+            f"no prompt of {adapter.origin!r} is found in {base.origin!r}; expected the same"
+            f" prompts in both. First there: {_few(adapter)}; first here: {_few(base)}"
+        )
+    return tuple(lines)
+
+
+def nearest_pictures(evidence: Evidence, copies: Any) -> list[dict[str, Any]]:
+    """Each sample with its nearest training picture, for showing: `{"sample", "train",
+    "similarity", "difference", "copy"}`, copies first. copies: of `find_copies`."""
+    if copies is None:
+        return []
+    taken = {m.picture for m in copies.matches}
+    rows = sorted(copies.nearest, key=lambda m: (m.picture not in taken, m.difference))
+    return [
+        {
+            "sample": evidence.pictures[m.picture],
+            "train": evidence.trained_on[m.training],
+            "similarity": round(m.similarity, 4),
+            "difference": round(m.difference, 4),
+            "copy": m.picture in taken,
+        }
+        for m in rows
+    ]
+
+
+def _view(encoder: Any, sets: dict[str, ImageSet | None], lines: tuple[Line, ...]) -> View:
+    rows = {
+        name: pictures.features(encoder) if pictures is not None and len(pictures) else None
+        for name, pictures in sets.items()
+    }
+    adapter, base = rows["adapter"], rows["base"]
+    assert adapter is not None
+    assert base is not None
+    texts = encoder.texts([line.base_prompt for line in lines]) if encoder.has_text else None
+    return View(encoder.id, adapter, base, rows["train"], rows["held_out"], texts)
+
+
+def _pixel_views(sets: dict[str, ImageSet | None]) -> tuple[View, View]:
+    """Layouts and thumbnails, each picture opened once; quicker than a cache of them would be."""
+    encoders: tuple[Encoder, Encoder] = (Layout(), Thumbnail())
+    rows: dict[str, list[Tensor | None]] = {}
+    for name, pictures in sets.items():
+        parts: list[list[Tensor]] = [[], []]
+        for start in range(0, len(pictures or ()), PIXEL_BATCH):
+            assert pictures is not None
+            opened = [p.open() for p in pictures.pictures[start : start + PIXEL_BATCH]]
+            for part, encoder in zip(parts, encoders, strict=True):
+                part.append(encoder.images(opened))
+        rows[name] = [torch.cat(part) if part else None for part in parts]
+    views = []
+    for i, encoder in enumerate(encoders):
+        adapter, base = rows["adapter"][i], rows["base"][i]
+        assert adapter is not None
+        assert base is not None
+        views.append(View(encoder.id, adapter, base, rows["train"][i], rows["held_out"][i]))
+    return views[0], views[1]
+
+
+def _identity(encoder: Encoder, view: View) -> View:
+    if not isinstance(encoder, KnowsIdentity):
+        return view
+
+    def part(rows: Float[Tensor, "n d"] | None) -> Float[Tensor, "n i"] | None:
+        return None if rows is None else encoder.identity(rows)
+
+    return View(
+        f"{view.encoder} identity",
+        encoder.identity(view.adapter),
+        encoder.identity(view.base),
+        part(view.train),
+        part(view.held_out),
+    )
+
+
+def _unfamiliar(encoder: Encoder, view: View) -> bool:
+    given = [rows for rows in (view.adapter, view.base, view.train) if rows is not None]
+    return any(encoder.unfamiliar(rows) for rows in given)
+
+
+def _finds_copies(encoder: Encoder) -> bool:
+    return encoder.id.startswith("sscd")
+
+
+def _rows_by_prompt(pictures: ImageSet, group: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row, picture in enumerate(pictures):
+        if (picture.group or "class") == group:
+            found.setdefault(picture.prompt or "", []).append(row)
+    return found
+
+
+def _pair_prompts(
+    ours: list[str], theirs: list[str], *, trigger: str | None, class_noun: str | None
+) -> list[tuple[str, str]]:
+    """Same with same if that leaves none over; else trigger with class noun; else line by line."""
+    known = {_bare(prompt): prompt for prompt in theirs}
+    same = [(p, p) for p in ours if p in set(theirs)]
+    if len(same) == len(ours):
+        return same
+    if trigger and class_noun:
+        swapped = [(p, known.get(_bare(_as_base(p, trigger, class_noun)))) for p in ours]
+        named = [(p, q) for p, q in swapped if q is not None]
+        if len(named) == len(ours):
+            return named
+    if len(ours) == len(theirs) and not same:
+        return list(zip(ours, theirs, strict=True))
+    return same
+
+
+def _as_base(prompt: str, trigger: str, class_noun: str) -> str:
+    word, noun = re.escape(trigger), re.escape(class_noun)
+    return re.sub(rf"\b{word}(\s+{noun})?\b", lambda _: class_noun, prompt)
+
+
+def _bare(prompt: str) -> str:
+    """Without articles and case, which change with the noun."""
+    return re.sub(r"\b(an?)\s+", "", prompt.lower()).strip()
+
+
+def _pair_seeds(
+    adapter: Sequence[Picture], base: Sequence[Picture], ours: list[int], theirs: list[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Rows of both with common seeds first and in one order, and how many those are.
+
+    Where a seed is unknown or drawn twice none are paired, and all keep their order.
+    """
+    a = {adapter[r].seed: r for r in ours}
+    b = {base[r].seed: r for r in theirs}
+    if None in a or None in b or len(a) < len(ours) or len(b) < len(theirs):
+        return tuple(ours), tuple(theirs), 0
+    common = sorted(s for s in a if s is not None and s in b)
+    first_a, first_b = [a[s] for s in common], [b[s] for s in common]
+    rest_a = [r for r in ours if r not in set(first_a)]
+    rest_b = [r for r in theirs if r not in set(first_b)]
+    return (*first_a, *rest_a), (*first_b, *rest_b), len(common)
+
+
+def _plan(
+    lines: tuple[Line, ...],
+    adapter: ImageSet,
+    base: ImageSet,
+    trigger: str | None,
+    class_noun: str | None,
+) -> dict[str, Any]:
+    per_group = {g: [s for s in lines if s.group == g] for g in GROUPS}
+    return {
+        "prompts": {g: len(found) for g, found in per_group.items() if found},
+        "seeds": {
+            g: min(min(len(s.adapter_rows), len(s.base_rows)) for s in found)
+            for g, found in per_group.items()
+            if found
+        },
+        "pictures": {"adapter": len(adapter), "base": len(base)},
+        "trigger": trigger or "",
+        "class_noun": class_noun or "",
+    }
+
+
+def _name(picture: Picture) -> str:
+    return picture.key if picture.file is None else str(picture.file.resolve())
+
+
+def _few(pictures: ImageSet) -> str:
+    prompts = list(dict.fromkeys(p.prompt or "(no prompt)" for p in pictures))
+    return ", ".join(repr(p) for p in prompts[:3])

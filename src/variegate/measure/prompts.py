@@ -1,0 +1,220 @@
+"""Which prompts a verdict asks of adapter and base.
+
+Collapse shows in what a prompt leaves out, so most prompts here leave most things open. Class
+prompts name the class noun, or nothing at all (neutral); trigger prompts name the trigger, and the
+base is asked the same with the class noun; unrelated prompts ask for something else altogether.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, product, zip_longest
+from typing import Literal, NamedTuple
+
+from variegate.errors import RequestError
+
+Preset = Literal["quick", "standard", "thorough"]
+# (prompts, seeds) of each group.
+SIZES: dict[Preset, dict[str, tuple[int, int]]] = {
+    "quick": {"class": (16, 4), "trigger": (8, 4), "unrelated": (8, 2)},
+    "standard": {"class": (32, 4), "trigger": (16, 4), "unrelated": (16, 2)},
+    "thorough": {"class": (64, 8), "trigger": (32, 8), "unrelated": (16, 4)},
+}
+
+# The words that the pocket's captions are made of.
+POCKET_SIZES = ("small", "medium", "large")
+POCKET_PLACES = (
+    *("at the top left", "on the right", "in the center", "at the bottom right", "at the top"),
+    *("on the left", "at the bottom left", "at the bottom", "at the top right"),
+)
+POCKET_COLOURS = (
+    *("red", "blue", "yellow", "green", "purple", "pink", "orange", "white", "brown", "gray"),
+)
+POCKET_PATTERNS = ("striped", "dotted", "plain", "checkered")
+POCKET_SUBJECTS = (
+    *(("owl", "animal"), ("car", "vehicle"), ("pizza", "food"), ("cactus", "plant")),
+    *(("guitar", "instrument"), ("teddy", "toy"), ("skull", "face"), ("key", "object")),
+    *(("frog", "animal"), ("bus", "vehicle"), ("apple", "food"), ("sunflower", "plant")),
+    *(("drum", "instrument"), ("kite", "toy"), ("clown", "face"), ("clock", "object")),
+    *(("whale", "animal"), ("rocket", "vehicle"), ("donut", "food"), ("rose", "plant")),
+    *(("piano", "instrument"), ("balloon", "toy"), ("alien", "face"), ("umbrella", "object")),
+)
+
+PLACES = (
+    *("in a forest", "on a beach", "in a city street", "in a kitchen", "on a mountain"),
+    *("in a garden", "in a library", "by a river", "in a snowy field", "on a rooftop"),
+    *("in a desert", "at a market", "in an empty room", "under a bridge", "in a park", "at sea"),
+)
+MOMENTS = (
+    *("at sunset", "in the rain", "at night", "in bright sunlight", "in fog", "at dawn"),
+    *("during a storm", "under street lights", "in autumn", "in winter"),
+)
+MEDIA = (
+    *("a photo of {}", "a watercolour of {}", "an oil painting of {}", "a pencil sketch of {}"),
+    *("a black and white photo of {}", "a pixel art picture of {}", "a close-up photo of {}"),
+    *("a wide-angle photo of {}", "a poster of {}", "a woodcut of {}"),
+)
+ACTIONS = (
+    *("seen from behind", "seen from above", "far away", "half hidden", "in motion"),
+    *("on a table", "in a shop window", "next to a window", "among flowers", "on a wooden floor"),
+)
+NEUTRAL = (
+    *("a photo of a room", "a landscape", "a photo of a street", "a still life", "a portrait"),
+    *("a photo of an animal", "a photo of a building", "a painting", "a photo of the sky"),
+    *("a photo of a garden", "a photo of a crowd", "a picture of something old", "a photo of food"),
+    *("a drawing", "a photo of water", "an abstract picture"),
+)
+UNRELATED = (
+    *("a red bicycle leaning on a wall", "a bowl of fruit on a table", "a lighthouse at night"),
+    *("a snowy mountain", "an astronaut on a horse", "a steam train crossing a bridge"),
+    *("a bouquet of sunflowers", "a cup of coffee", "an old man reading", "a sailing boat"),
+    *("a city seen from above", "a violin", "a castle in the fog", "a stack of books"),
+    *("a waterfall", "a hot-air balloon over fields", "a wooden door", "a plate of pasta"),
+)
+
+
+class PlannedPrompt(NamedTuple):
+    """One line of the plan: what the adapter and the base are asked, at which seeds."""
+
+    group: str
+    adapter_prompt: str
+    base_prompt: str
+    seeds: tuple[int, ...]
+
+
+def prompt_plan(
+    class_noun: str,
+    trigger: str,
+    *,
+    preset: Preset = "standard",
+    pocket: bool = False,
+    subject: bool = True,
+    first_seed: int = 0,
+) -> tuple[PlannedPrompt, ...]:
+    """The prompts of all groups, each drawn by adapter and base at the same seeds.
+
+    class_noun: what the subject is to the base; "" asks neutral prompts only.
+    trigger: the learnt word; "" leaves the trigger group out.
+    pocket: speak the grammar of the pocket's captions.
+    subject: False for an adapter that learnt a style, whose trigger names the look of any scene.
+    first_seed: the seeds are first_seed, first_seed + 1, ...
+    Raises: RequestError for a preset that is none.
+    """
+    if preset not in SIZES:
+        raise RequestError(f"preset {preset!r} is none of {', '.join(SIZES)}")
+    noun, word = class_noun.strip(), trigger.strip()
+    sizes = SIZES[preset]
+    plan: list[PlannedPrompt] = []
+
+    def add(group: str, pairs: Iterable[tuple[str, str]]) -> None:
+        prompts, seeds = sizes[group]
+        drawn = tuple(range(first_seed, first_seed + seeds))
+        for adapter_prompt, base_prompt in _first(pairs, prompts):
+            plan.append(PlannedPrompt(group, adapter_prompt, base_prompt, drawn))
+
+    if pocket:
+        neutral = _pocket_lines("picture", plain=True)
+        own = _pocket_lines(noun) if noun else iter(())
+        add("class", ((p, p) for p in _mixed(own, neutral)))
+        if word:
+            add("trigger", zip(_pocket_lines(word), _pocket_lines(noun or "picture"), strict=True))
+        add("unrelated", ((p, p) for p in _pocket_unrelated(noun)))
+        return tuple(plan)
+    own = _scenes(noun) if noun and subject else iter(())
+    add("class", ((p, p) for p in _mixed(own, _neutral_lines())))
+    if word and subject:
+        add(
+            "trigger", zip(_scenes(f"{word} {noun}".strip()), _scenes(noun or "thing"), strict=True)
+        )
+    elif word:
+        style = f"{word} {noun}".strip()
+        add("trigger", ((f"{p}, {style}", f"{p}, {noun}" if noun else p) for p in _neutral_lines()))
+    words = set(re.findall(r"\w+", noun.lower()))
+    add("unrelated", ((p, p) for p in UNRELATED if not words & set(p.split())))
+    return tuple(plan)
+
+
+def article(words: str) -> str:
+    """The words after "a" or "an", by their first letter.
+
+    >>> article("owl"), article("zqx")
+    ('an owl', 'a zqx')
+    """
+    return ("an " if words[:1].lower() in "aeiou" else "a ") + words
+
+
+def _first(pairs: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """The first `count` different pairs."""
+    return list(dict.fromkeys(pairs))[:count]
+
+
+def _mixed(own: Iterable[str], neutral: Iterable[str]) -> Iterator[str]:
+    """Three prompts that name the class to every neutral one, as long as both last."""
+    classes, others = list(dict.fromkeys(own)), list(dict.fromkeys(neutral))
+    groups = [classes[i : i + 3] for i in range(0, len(classes), 3)]
+    for some, one in zip_longest(groups, others):
+        yield from some or ()
+        if one is not None:
+            yield one
+
+
+def _pocket_lines(noun: str, *, plain: bool = False) -> Iterator[str]:
+    """Captions that name the noun and at most two factors, the most open ones first.
+
+    plain: the noun is the word "picture" itself, which nothing can be a picture of.
+    """
+    thing = article(noun)
+    one = [
+        (f"{thing} {place}" for place in POCKET_PLACES),
+        (f"{thing} on {article(colour)} background" for colour in POCKET_COLOURS),
+        (f"{article(f'{size} {noun}')}" for size in POCKET_SIZES),
+        (f"{thing} on {article(pattern)} background" for pattern in POCKET_PATTERNS),
+    ]
+    yield thing
+    if not plain:
+        yield f"a picture of {thing}"
+    yield from _in_turn(one)
+    yield from (
+        f"{article(f'{size} {noun}')} {place}"
+        for place, size in product(POCKET_PLACES, POCKET_SIZES)
+    )
+
+
+def _pocket_unrelated(noun: str) -> Iterator[str]:
+    others = [s for s, kind in POCKET_SUBJECTS if noun.lower() not in (s, kind)]
+    for i, other in enumerate(others):
+        place = POCKET_PLACES[i % len(POCKET_PLACES)]
+        colour = POCKET_COLOURS[i % len(POCKET_COLOURS)]
+        yield (
+            f"{article(other)} {place}",
+            f"{article(other)} on {article(colour)} background",
+            article(other),
+        )[i % 3]
+
+
+def _scenes(noun: str) -> Iterator[str]:
+    """Pictures of the noun, first with nothing else said, then one context at a time."""
+    thing = article(noun)
+    yield f"a photo of {thing}"
+    photo = f"a photo of {thing}"
+    yield from _in_turn(
+        [
+            (f"{photo} {place}" for place in PLACES),
+            (medium.format(thing) for medium in MEDIA[1:]),
+            (f"{photo} {moment}" for moment in MOMENTS),
+            (f"{photo} {action}" for action in ACTIONS),
+        ]
+    )
+    yield from (f"{photo} {place} {moment}" for moment, place in product(MOMENTS, PLACES))
+
+
+def _neutral_lines() -> Iterator[str]:
+    yield from NEUTRAL
+    yield from (f"{what} {moment}" for moment, what in product(MOMENTS, NEUTRAL))
+
+
+def _in_turn(lists: Sequence[Iterable[str]]) -> Iterator[str]:
+    """One of each list in turn until all are spent."""
+    rounds = zip_longest(*lists)
+    return (text for text in chain.from_iterable(rounds) if text is not None)

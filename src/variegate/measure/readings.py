@@ -1,0 +1,181 @@
+"""From evidence to the named measurements that verdicts, reports and sweeps read."""
+
+from __future__ import annotations
+
+from variegate.measure import adherence, copying, diversity, retention, uncertainty
+from variegate.measure.evidence import Evidence, Line, View
+from variegate.measure.paired import Difference
+from variegate.measurement import Better, Measurement, Missing
+
+Reading = Measurement | Missing
+
+
+def read(evidence: Evidence) -> list[Reading]:
+    """Every measurement that the evidence allows; what it does not allow is there as Missing.
+
+    A test's p stands beside its measurement as a measurement of its own, `NAME_p`, so that a
+    verdict can be drawn again from the numbers alone. n is the number of prompts throughout
+    (copy_rate: of samples).
+    """
+    return [
+        *_variety(evidence),
+        *_trigger_variety(evidence),
+        *_copying(evidence),
+        *_adherence(evidence),
+        *_retention(evidence),
+    ]
+
+
+def _variety(evidence: Evidence) -> list[Reading]:
+    lines = evidence.of_group("class")
+    found = _compare("variety_vs_base", evidence.views[0], lines)
+    for view in (*evidence.views[1:], evidence.layout):
+        found += _compare(f"variety_vs_base@{view.encoder}", view, lines)[:1]
+    return found
+
+
+def _trigger_variety(evidence: Evidence) -> list[Reading]:
+    """On the layout view: what belongs to the subject may narrow, what surrounds it may not.
+
+    A general encoder sees mostly who is in the picture. The base draws many toys where the
+    adapter rightly draws one, and on such features a flawless adapter would read about one half.
+    The encoders' own readings stand beside it under their names.
+    """
+    lines = evidence.of_group("trigger")
+    if not lines:
+        why = "no pictures were drawn with the trigger"
+        names = ("trigger_variety_vs_base", "trigger_variety_vs_base_order1")
+        return [Missing(name, why) for name in names]
+    found = _compare("trigger_variety_vs_base", evidence.layout, lines)
+    for view in evidence.views:
+        found += _compare(f"trigger_variety_vs_base@{view.encoder}", view, lines)[:1]
+    return found
+
+
+def _compare(name: str, view: View, lines: tuple[Line, ...]) -> list[Reading]:
+    """A ratio of effective numbers, its p, and its order-1 companion."""
+    order1 = f"{name}_order1"
+    least = diversity.AT_LEAST_PICTURES
+    usable = [s for s in lines if min(len(s.adapter_rows), len(s.base_rows)) >= least]
+    if not usable:
+        why = f"no prompt has {least} pictures from both models; draw {least} seeds or more of each"
+        if not lines:
+            why = "no prompts of this group were drawn by both models"
+        return [Missing(name, why), Missing(order1, why)]
+    result = diversity.compare_variety(
+        [view.of_adapter(line) for line in usable],
+        [view.of_base(line) for line in usable],
+        address=name,
+    )
+    if result is None:
+        why = f"to {view.encoder} the base's own pictures of each prompt are all alike"
+        return [Missing(name, why), Missing(order1, why)]
+    units = "seeds, for these prompts only" if result.over_seeds else "prompts"
+    source = f"order-2 effective number within prompt, {view.encoder}, over {units}"
+    n = len(usable)
+    return [
+        Measurement(
+            name, result.ratio, result.low, result.high, n, "higher", "of the base's", source=source
+        ),
+        Measurement(f"{name}_p", result.p, n=n, unit="p", source=f"sign flip over {units}"),
+        Measurement(
+            order1,
+            result.order1,
+            result.order1_low,
+            result.order1_high,
+            n,
+            "higher",
+            "of the base's",
+            source=source.replace("order-2", "order-1"),
+        ),
+    ]
+
+
+def _copying(evidence: Evidence) -> list[Reading]:
+    copies = copying.find_copies(evidence)
+    if copies is None:
+        return [Missing("copy_rate", "no training pictures were given to compare with")]
+    if copies.of == 0:
+        return [Missing("copy_rate", "no samples were drawn")]
+    low, high = uncertainty.binomial_interval(copies.hits, copies.of)
+    p = uncertainty.binomial_p(copies.hits, copies.of, rate=copies.by_chance)
+    witness = evidence.copies.encoder if evidence.copies else evidence.views[0].encoder
+    return [
+        Measurement(
+            "copy_rate",
+            copies.hits / copies.of,
+            low,
+            high,
+            copies.of,
+            "lower",
+            "share of samples",
+            source=f"worst-tile pixel difference and {witness}, exact binomial",
+        ),
+        Measurement(
+            "copy_rate_p", p, n=copies.of, unit="p", source=f"binomial over {copies.by_chance:.1%}"
+        ),
+    ]
+
+
+def _adherence(evidence: Evidence) -> list[Reading]:
+    names = ("adherence_vs_base", "adherence_cosine_vs_base")
+    view = next((v for v in evidence.views if v.texts is not None), None)
+    if view is None:
+        named = ", ".join(v.encoder for v in evidence.views)
+        why = f"no named encoder reads text ({named}); name a CLIP encoder as well"
+        return [Missing(name, why) for name in names]
+    group = "trigger" if evidence.of_group("trigger") else "class"
+    rows = tuple(
+        i for i, line in enumerate(evidence.lines) if line.group == group and line.base_prompt
+    )
+    result = adherence.compare_adherence(view, rows, tuple(evidence.lines[i] for i in rows))
+    if isinstance(result, str):
+        return [Missing(name, result) for name in names]
+    source = f"{view.encoder}, {group} prompts"
+    return [
+        *_difference(names[0], result.scaled, "higher", "of the base's contrast", source),
+        *_difference(names[1], result.cosine, "higher", "cosine", source)[:1],
+    ]
+
+
+def _retention(evidence: Evidence) -> list[Reading]:
+    who, found = evidence.identity, list[Reading]()
+    nothing = "no training pictures were given to compare with"
+    for name, group, measure in (
+        ("likeness", "trigger", retention.likeness),
+        ("class_retention", "class", retention.class_retention),
+    ):
+        lines = evidence.of_group(group)
+        if who.train is None:
+            found.append(Missing(name, nothing))
+        elif not lines:
+            found.append(Missing(name, f"no {group} prompts were drawn by both models"))
+        else:
+            result = measure(who, lines)
+            source = f"{who.encoder}, {group} prompts"
+            found += (
+                [Missing(name, result)]
+                if isinstance(result, str)
+                else _difference(name, result, "higher", "0 base, 1 subject", source)
+            )
+    lines = evidence.of_group("unrelated")
+    drift: Difference | str = "no unrelated prompts were drawn by both models"
+    if lines:
+        drift = retention.world_drift(evidence.views[0], lines)
+    if isinstance(drift, str):
+        return [*found, Missing("world_drift", drift)]
+    source = f"{evidence.views[0].encoder}, unrelated prompts"
+    return [*found, *_difference("world_drift", drift, "lower", "(1 - cosine) / 2", source)[:1]]
+
+
+def _difference(
+    name: str, found: Difference, better: Better, unit: str, source: str
+) -> list[Reading]:
+    if name == "class_retention":
+        unit = "1 as the base, 0 all subject"
+    return [
+        Measurement(
+            name, found.value, found.low, found.high, found.prompts, better, unit, source=source
+        ),
+        Measurement(f"{name}_p", found.p, n=found.prompts, unit="p", source="sign flip"),
+    ]

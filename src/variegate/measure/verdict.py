@@ -1,0 +1,235 @@
+"""The rules, as data, and the judge: a pure function from measurements to a verdict.
+
+The judge sees numbers only. The same measurements give the same verdict on any day under the same
+rules version, and another under other rules without a picture being looked at again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from variegate.encoders import REAL_ENCODER
+from variegate.measure.uncertainty import holm
+from variegate.measure.wording import ADVICE, SENTENCES, passed
+from variegate.measurement import (
+    Advice,
+    Label,
+    Measurement,
+    Missing,
+    Reason,
+    Severity,
+    Verdict,
+)
+
+MOST_PROMPTS = 999  # beyond this many, say so instead of a number
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When one measurement earns its label.
+
+    The label stands when the measurement's p is below `alpha`, survives Holm's correction over all
+    gates, and `edge` of the measurement is `side` of `warn` (of `fail` for the graver severity).
+    edge: which number must be past the margin; an interval's near edge asks that the change be
+    surely that large, the value that it be that large at the best guess.
+    clear: for gates that must be shown to be well and not merely not shown to be ill: the value
+    must be on the good side of `warn` and the interval on the good side of `clear`; else the
+    verdict is inconclusive. None: absence of evidence will do.
+    """
+
+    label: Label
+    measurement: str
+    edge: Literal["low", "value", "high"]
+    side: Literal["below", "above"]
+    warn: float
+    fail: float
+    clear: float | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A versioned set of gates. learnt: likeness whose interval lies below this whole is
+    `undertrained`. few_prompts: below this many, claims hold for these prompts only."""
+
+    version: str
+    gates: tuple[Gate, ...]
+    alpha: float = 0.01
+    family: float = 0.05
+    learnt: float = 0.25
+    few_prompts: int = 7
+
+
+RULES = Rules(
+    version="1",
+    gates=(
+        Gate("copying", "copy_rate", "low", "above", warn=0.005, fail=0.05),
+        Gate("narrowed", "variety_vs_base", "high", "below", warn=0.9, fail=0.7, clear=0.7),
+        Gate(
+            *("trigger-narrowed", "trigger_variety_vs_base", "high", "below"),
+            warn=0.7,
+            fail=0.5,
+            clear=0.5,
+        ),
+        # CLIP's -.01 and -.02 are a tenth and a fifth of its usual contrast between prompts.
+        Gate("prompt-ignored", "adherence_vs_base", "value", "below", warn=-0.1, fail=-0.2),
+        # A rise of .05 in DINO's cosine is about a tenth of the way from class to subject.
+        Gate("class-forgotten", "class_retention", "high", "below", warn=0.9, fail=0.6),
+    ),
+)
+
+
+def judge(
+    measurements: Sequence[Measurement | Missing],
+    rules: Rules = RULES,
+    *,
+    encoders: Sequence[str] = (),
+    weak_encoder: bool = False,
+    plan: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """The verdict that these measurements earn under these rules.
+
+    A label stands on every gate that alarms. With none, the verdict is `inconclusive` if a variety
+    that matters was missing or is not shown to be well, `undertrained` if the subject was not
+    learnt, else `healthy`. `undertrained` also stands beside other labels.
+    """
+    found = {m.name: m for m in measurements if isinstance(m, Measurement)}
+    missing = {m.name: m.why for m in measurements if isinstance(m, Missing)}
+    p: dict[str, float] = {
+        g.label: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
+    }
+    together = holm(p)
+    reasons: list[Reason] = []
+    for gate in rules.gates:
+        if gate.label in p and p[gate.label] < rules.alpha and together[gate.label] < rules.family:
+            severity = _severity(gate, found[gate.measurement])
+            if severity:
+                reasons.append(_reason(gate, severity, found[gate.measurement], rules))
+    alarmed = {r.label for r in reasons}
+    if (learnt := found.get("likeness")) and _edge(learnt, "high") < rules.learnt:
+        reasons.append(
+            Reason("undertrained", "warn", "likeness", SENTENCES["undertrained"](learnt))
+        )
+    if not alarmed:
+        reasons += _doubts(rules, found, missing)
+    labels: tuple[Label, ...] = tuple(dict.fromkeys(r.label for r in reasons)) or ("healthy",)
+    return Verdict(
+        labels=labels,
+        sentence=_sentence(labels, reasons, found, missing, weak_encoder),
+        reasons=tuple(reasons),
+        advice=_advise(labels),
+        measurements=tuple(measurements),
+        rules=rules.version,
+        encoders=tuple(encoders),
+        weak_encoder=weak_encoder,
+        plan=dict(plan or {}),
+    )
+
+
+def _tested(gate: Gate, found: Mapping[str, Measurement]) -> bool:
+    return gate.measurement in found and f"{gate.measurement}_p" in found
+
+
+def _edge(measurement: Measurement, edge: str) -> float:
+    number = getattr(measurement, edge)
+    return measurement.value if number is None else float(number)
+
+
+def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
+    number = _edge(measurement, gate.edge)
+    sign = 1 if gate.side == "below" else -1
+    if sign * number < sign * gate.fail:
+        return "fail"
+    return "warn" if sign * number < sign * gate.warn else None
+
+
+def _reason(gate: Gate, severity: Severity, m: Measurement, rules: Rules) -> Reason:
+    sentence = SENTENCES[gate.label](m)
+    if gate.label != "copying" and m.n < rules.few_prompts:
+        which = "this one prompt" if m.n == 1 else f"these {m.n} prompts"
+        sentence += f" This holds for {which} only; more prompts could say more."
+    return Reason(gate.label, severity, gate.measurement, sentence)
+
+
+def _doubts(
+    rules: Rules, found: Mapping[str, Measurement], missing: Mapping[str, str]
+) -> list[Reason]:
+    """Why health is not shown, for each gate that asks for it to be."""
+    doubts = []
+    headlines = [g for g in rules.gates if g.clear is not None]
+    for gate in headlines:
+        m = found.get(gate.measurement)
+        if m is None:
+            continue
+        assert gate.clear is not None
+        if m.value >= gate.warn and _edge(m, "low") >= gate.clear:
+            continue
+        doubts.append(Reason("inconclusive", "warn", gate.measurement, _doubt(gate, m, gate.clear)))
+    if not any(g.measurement in found for g in headlines):
+        name = headlines[0].measurement if headlines else "variety_vs_base"
+        why = missing.get(name, "it was not measured")
+        doubts.append(
+            Reason("inconclusive", "warn", name, f"Variety could not be measured: {why}.")
+        )
+    return doubts
+
+
+def _doubt(gate: Gate, m: Measurement, clear: float) -> str:
+    sentence = SENTENCES["inconclusive"](m)
+    needed = prompts_to_settle(m, warn=gate.warn, clear=clear)
+    if needed is None:
+        return f"{sentence} It lies so near the limit that more prompts would hardly settle it."
+    return f"{sentence} About {needed} prompts instead of {m.n} would settle it."
+
+
+def prompts_to_settle(m: Measurement, *, warn: float, clear: float) -> int | None:
+    """How many prompts would, at this value and this scatter, tell narrowed from not.
+
+    The interval's half width in logarithms shrinks with the root of the number of prompts; it must
+    come to less than the way from the value to the limit that is in question (`warn` for a value
+    below it, `clear` for one above). None: more than 999.
+    """
+    low, high = max(_edge(m, "low"), 1e-6), max(_edge(m, "high"), 1e-6)
+    half = max(math.log(high / low) / 2, 1e-6)
+    value = max(m.value, 1e-6)
+    gap = math.log(value / clear) if value >= warn else math.log(warn / value)
+    if gap <= 0:
+        return None
+    needed = max(m.n + 1, math.ceil(1.2 * m.n * (half / gap) ** 2))  # a fifth to spare
+    return needed if needed <= MOST_PROMPTS else None
+
+
+def _sentence(
+    labels: Sequence[Label],
+    reasons: Sequence[Reason],
+    found: Mapping[str, Measurement],
+    missing: Mapping[str, str],
+    weak: bool,
+) -> str:
+    ranked = sorted(reasons, key=lambda r: r.severity != "fail")
+    parts = [r.sentence for r in ranked]
+    if labels == ("healthy",):
+        parts = [passed(found)]
+    if "copy_rate" in missing:
+        parts.append(f"Copying was not tested: {missing['copy_rate']}.")
+    if weak:
+        parts.append(
+            "The pictures are far from what the pocket encoder knows, so read all figures with"
+            f" care and measure again with --encoder {REAL_ENCODER}."
+        )
+    return " ".join(parts)
+
+
+def _advise(labels: Sequence[Label]) -> tuple[Advice, ...]:
+    """What to try, most useful first: what answers more of the labels leads."""
+    votes: dict[str, tuple[int, int, Advice]] = {}
+    place = 0
+    for label in labels:
+        for advice in ADVICE[label]:
+            count, first, kept = votes.get(advice.strategy, (0, place, advice))
+            votes[advice.strategy] = (count + 1, first, kept)
+            place += 1
+    ranked = sorted(votes.values(), key=lambda v: (-v[0], v[1]))
+    return tuple(advice for _, _, advice in ranked)

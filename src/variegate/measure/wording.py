@@ -1,0 +1,175 @@
+"""What the judge says, in words for somebody who draws and does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from variegate.measurement import Advice, Label, Measurement
+
+UNTESTED = "untested"
+
+
+def _between(m: Measurement, form: Callable[[float], str]) -> str:
+    if m.low is None or m.high is None or form(m.low) == form(m.high):
+        return ""
+    return f" (surely between {form(m.low)} and {form(m.high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _narrowed(m: Measurement) -> str:
+    return (
+        f"Without the trigger word its pictures have grown alike: over {_times(m.n, 'prompt')} they"
+        f" keep {_percent(m.value)} of the base's variety{_between(m, _percent)}."
+    )
+
+
+def _trigger_narrowed(m: Measurement) -> str:
+    return (
+        "With the trigger word backgrounds and layouts have grown alike: over"
+        f" {_times(m.n, 'prompt')} they keep {_percent(m.value)} of the base's"
+        f" variety{_between(m, _percent)}, though the prompts leave them open."
+    )
+
+
+def _copying(m: Measurement) -> str:
+    hits = round(m.value * m.n)
+    return (
+        f"It copies: {hits} of {_times(m.n, 'sample')} are training pictures drawn again"
+        f"{_between(m, _percent)}."
+    )
+
+
+def _prompt_ignored(m: Measurement) -> str:
+    return (
+        "It heeds the prompt less: pictures lost"
+        f" {_percent(min(1.0, -m.value))} of what tells the base's prompts apart, over"
+        f" {_times(m.n, 'prompt')}."
+    )
+
+
+def _class_forgotten(m: Measurement) -> str:
+    return (
+        "It has forgotten the class: without the trigger word pictures went"
+        f" {_percent(1 - m.value)} of the way from the class to the one subject, over"
+        f" {_times(m.n, 'prompt')}."
+    )
+
+
+def _undertrained(m: Measurement) -> str:
+    if m.value <= 0:
+        return "It has not learnt the subject: its pictures are no more like it than the base's."
+    return (
+        f"It has hardly learnt the subject: its pictures went {_percent(m.value)} of the way from"
+        " the base's to the training pictures."
+    )
+
+
+def _inconclusive(m: Measurement) -> str:
+    where = "with the trigger word" if m.name.startswith("trigger") else "without the trigger word"
+    return (
+        f"Too little was drawn to be sure: {where} the variety is {_percent(m.value)} of the"
+        f" base's, and it may be anything from {_percent(m.low or 0.0)} to"
+        f" {_percent(m.high if m.high is not None else m.value)}."
+    )
+
+
+SENTENCES: dict[Label, Callable[[Measurement], str]] = {
+    "narrowed": _narrowed,
+    "trigger-narrowed": _trigger_narrowed,
+    "copying": _copying,
+    "prompt-ignored": _prompt_ignored,
+    "class-forgotten": _class_forgotten,
+    "undertrained": _undertrained,
+    "inconclusive": _inconclusive,
+}
+
+
+def passed(found: Mapping[str, Measurement]) -> str:
+    """The sentence of a healthy verdict: only what was measured is claimed."""
+    claims = []
+    if m := found.get("variety_vs_base"):
+        claims.append(f"its pictures are as varied as the base's ({_percent(m.value)})")
+    if m := found.get("trigger_variety_vs_base"):
+        claims.append(f"with the trigger word it keeps {_percent(m.value)} of the variety")
+    if m := found.get("copy_rate"):
+        hits = round(m.value * m.n)
+        claims.append(
+            f"none of {_times(m.n, 'sample')} is a copy"
+            if hits == 0
+            else f"{hits} of {m.n} samples looking like a copy are no more than chance"
+        )
+    if m := found.get("likeness"):
+        claims.append(f"it went {_percent(m.value)} of the way to the subject's likeness")
+    return f"Healthy: {'; '.join(claims)}."
+
+
+_STAY_NEAR = Advice(
+    "stay_near",
+    "strategies.stay_near.weight=1.0",
+    "holds prompts without the trigger to what the base draws",
+    UNTESTED,
+)
+_STAY_NEARER = Advice(
+    "stay_near",
+    "strategies.stay_near.weight=2.0",
+    "holds the class to what the base makes of it",
+    UNTESTED,
+)
+_ZOOM = Advice(
+    "zoom_shift",
+    "strategies.zoom_shift.zoom_min=0.5",
+    "frees size and place of the subject, so that no layout is learnt by heart",
+    UNTESTED,
+)
+_GROUND = Advice(
+    "new_background",
+    "strategies.new_background.p=0.7",
+    "lays the subject on other grounds, so that no background belongs to it",
+    UNTESTED,
+)
+_MASK = Advice(
+    "masked_loss",
+    "strategies.masked_loss.outside=0.1",
+    "learns from the subject and little from what surrounds it",
+    UNTESTED,
+)
+_DROPOUT = Advice(
+    "caption_dropout",
+    "strategies.caption_dropout.p=0.1",
+    "keeps guidance by the prompt working",
+    UNTESTED,
+)
+_FLIP = Advice(
+    "flip", "strategies.flip.p=0.5", "doubles the pictures, unless left and right matter", UNTESTED
+)
+_MORE_PROMPTS = Advice(
+    "sampling",
+    "sampling.preset=thorough",
+    "draws more prompts and seeds, which narrows the intervals",
+    UNTESTED,
+)
+_FEWER_STEPS = Advice(
+    "optimizer", "optimizer.steps=500", "stops before pictures are known by heart", UNTESTED
+)
+_MORE_STEPS = Advice(
+    "optimizer", "optimizer.steps=2000", "gives the subject time to be learnt", UNTESTED
+)
+
+# In order of promise. `setting` is what `--set` takes.
+ADVICE: dict[Label, tuple[Advice, ...]] = {
+    "healthy": (),
+    "narrowed": (_STAY_NEAR, _FEWER_STEPS),
+    "trigger-narrowed": (_ZOOM, _GROUND, _MASK),
+    "prompt-ignored": (_STAY_NEAR, _DROPOUT, _FEWER_STEPS),
+    "class-forgotten": (_STAY_NEARER, _FEWER_STEPS),
+    "copying": (_ZOOM, _GROUND, _FLIP, _FEWER_STEPS),
+    "undertrained": (_MORE_STEPS,),
+    "inconclusive": (_MORE_PROMPTS,),
+}

@@ -26,11 +26,11 @@ def new_unet() -> UNet2DConditionModel:
         sample_size=8,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(96, 128),
         layers_per_block=1,
-        attention_head_dim=4,  # in truth the number of heads
+        attention_head_dim=2,  # in truth the number of heads
         cross_attention_dim=WIDTH,
         norm_num_groups=32,
     )

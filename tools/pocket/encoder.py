@@ -139,6 +139,7 @@ def _ship(towers: Towers, tokenizer, pictures: Pictures, folder: Path, ids_of) -
     out = HERE / "pocket_weights"
     out.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in state.items()}, out / "encoder.safetensors")
+    (out / "encoder.safetensors").chmod(0o644)
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))

@@ -57,6 +57,7 @@ def train_judge(folder: Path, minutes: float) -> None:
         state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
         state = {k: v.contiguous() for k, v in state.items()}
         save_file(state, PACKAGE / "judge.safetensors")
+        (PACKAGE / "judge.safetensors").chmod(0o644)
 
         def right(k: str, rows: Tensor) -> float:
             return 100 * float((rows.argmax(-1) == labels[k][: len(rows)]).float().mean())

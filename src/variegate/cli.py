@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -159,6 +159,7 @@ def sample(
     strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
+    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -180,16 +181,13 @@ def sample(
         wanted = room.grid(prompt, range(first, first + seeds))
         out = out.resolve()
         model = load(base, device=pick_device())
-        pictures = room.sample(model, learnt, wanted, plan=plan, out=out, say=door.say)
+        pictures = room.sample(
+            model, learnt, wanted, plan=plan, out=out, negative=negative, say=door.say
+        )
         sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
-        images = [
-            {"file": str(Path(p.file).resolve()), "prompt": p.prompt, "seed": p.seed}
-            for p in pictures
-            if p.file
-        ]
         door.answer(
-            {"images": images, "contact_sheet": str(sheet)},
-            f"{len(images)} pictures in {out}, side by side in {sheet}",
+            room.sample_json(pictures, sheet),
+            f"{len(pictures)} pictures in {out}, side by side in {sheet}",
         )
 
 

@@ -22,7 +22,7 @@ import warnings
 from types import FrameType, TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from variegate.errors import Interrupted, VariegateError
+from variegate.errors import VariegateError
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 
@@ -169,9 +169,16 @@ class Door:
             self._print(json.dumps({"error": fault}))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Like Ctrl-C it is no `Exception`: libraries that catch those while they import
+    would otherwise turn it into a fault of their own."""
+
+
 def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, VariegateError):
         return error.exit_code, str(error)
+    if isinstance(error, Terminated):
+        return 128 + signal.SIGTERM, "stopped by SIGTERM"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "stopped by Ctrl-C"
     what = " ".join(str(error).split()) or "no message"
@@ -187,7 +194,7 @@ def _sigterm_as_interrupt() -> Any:
     resumable point install their own handler over this one."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM", number)
+        raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield

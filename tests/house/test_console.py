@@ -76,8 +76,11 @@ def test_sigterm_ends_with_143() -> None:
 import os, signal, time
 from variegate.console import Door
 with Door(as_json=True):
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except Exception as error:
+        raise RuntimeError("a library that answers for everything") from error
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 128 + signal.SIGTERM

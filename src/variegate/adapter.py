@@ -165,8 +165,11 @@ class Attached:
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """While the block runs the model, text encoder included, answers as the base."""
-        layers = list(self._layers.values())
+        """While the block runs the model, text encoder included, answers as the base.
+
+        Blocks may be nested: an inner one that ends leaves the outer one silent.
+        """
+        layers = [layer for layer in self._layers.values() if not layer.disable_adapters]
         for layer in layers:
             layer.enable_adapters(False)
         try:

@@ -84,6 +84,9 @@ def test_silenced_and_let_go_the_model_answers_as_the_base_to_the_bit(model: Any
     assert not torch.allclose(changed, before)
     with on.silenced():
         assert torch.equal(answer(model), before)
+        with on.silenced():
+            assert torch.equal(answer(model), before)
+        assert torch.equal(answer(model), before)
     assert torch.equal(answer(model), changed)
     on.detach()
     assert torch.equal(answer(model), before)

@@ -18,11 +18,6 @@ def verdict_text(verdict: Verdict) -> str:
         parts.append(
             _listed("Try", [f"{a.strategy} {a.setting}: {a.expected}" for a in verdict.advice])
         )
-    if verdict.weak_encoder:
-        parts.append(
-            "These pictures lie outside what the pocket encoder knows, so the figures are weak; "
-            "name a real one, for example --encoder facebook/dinov2-base."
-        )
     return printable("\n\n".join(parts), keep="\n")
 
 

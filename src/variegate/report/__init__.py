@@ -1,0 +1,11 @@
+"""One self-contained HTML page from the files of a run, for an artist to read and to share.
+
+Reads run folders only: nothing here needs torch, a model or a network.
+"""
+
+from __future__ import annotations
+
+from variegate.report.comparison import write_comparison
+from variegate.report.page import write_report
+
+__all__ = ["write_comparison", "write_report"]

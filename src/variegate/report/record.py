@@ -1,0 +1,281 @@
+"""A run folder as the report reads it: every file optional, everything bounded, no torch.
+
+Files come from other programs and other people, so each is parsed once, here. What cannot be
+read becomes a sentence in `RunRecord.gaps` instead of an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from variegate.errors import RunError
+from variegate.measurement import Measurement, Verdict, measurement_from_json
+from variegate.recipe import Recipe
+from variegate.run import Run
+
+MOST_BYTES = 64 * 2**20  # of one file: a journal of a long run stays far below
+KNOWN_FILES = ("recipe.toml", "journal.jsonl", "verdict.json", "audit.json", "samples")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drawn picture; `file` is None when its line names nothing inside the folder."""
+
+    file: Path | None
+    name: str
+    prompt: str
+    seed: int | None
+    group: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One noted value of one curve."""
+
+    step: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The journal's lines by what the page does with them.
+
+    started is None for a run that was resumed, since the pause between is no work.
+    """
+
+    curves: dict[str, list[Point]]  # "loss", "terms_<name>", and every probe by its name
+    better: dict[str, str]
+    notes: tuple[str, ...]
+    started: Any = None
+    ended: Any = None
+    stopped_because: str | None = None
+    last_step: int | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder holds; an absent part is None or empty and has a sentence in `gaps`."""
+
+    folder: Path
+    recipe: dict[str, Any] | None
+    recipe_text: str
+    journal: Journal | None
+    verdict: Verdict | None
+    base: tuple[Sample, ...]
+    adapter: tuple[Sample, ...]
+    audit: dict[str, Any] | None
+    evidence: dict[str, Any]
+    gaps: dict[str, str] = field(default_factory=dict)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """What the folder holds.
+
+    Raises: RunError when there is no such folder, or when nothing in it belongs to a run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"no run at {folder}: no such folder; give the folder that --out named")
+    if not any((folder / name).exists() for name in KNOWN_FILES):
+        raise RunError(
+            f"{folder} is not a run: found none of {', '.join(KNOWN_FILES)}; "
+            "give the folder that --out named"
+        )
+    gaps: dict[str, str] = {}
+    recipe, recipe_text = _read_recipe(folder, gaps)
+    verdict = _read_verdict(folder, gaps)
+    return RunRecord(
+        folder=folder,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        journal=_read_journal(folder, gaps),
+        verdict=verdict,
+        base=_read_samples(folder / "samples" / "base", "base", gaps),
+        adapter=_read_samples(folder / "samples" / "adapter", "adapter", gaps),
+        audit=_read_table(folder / "audit.json", "audit", gaps),
+        evidence=_read_table(folder / "evidence.json", "evidence", gaps) or {},
+        gaps=gaps,
+    )
+
+
+class _Unreadable(Exception):
+    """Why a file could not be used, as the end of a sentence."""
+
+
+def _read_text(file: Path) -> str:
+    try:
+        if not file.is_file():
+            raise _Unreadable("is missing")
+        if file.stat().st_size > MOST_BYTES:
+            raise _Unreadable(f"is larger than {MOST_BYTES >> 20} MB and was not read")
+        return file.read_text(encoding="utf8", errors="replace")
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {error.strerror or error}") from error
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(f"is not JSON: {error}") from error
+
+
+def _read_table(file: Path, part: str, gaps: dict[str, str]) -> dict[str, Any] | None:
+    try:
+        data = _read_json(file)
+        if not isinstance(data, dict):
+            raise _Unreadable(f"holds {type(data).__name__} where a table was expected")
+        return data
+    except _Unreadable as gap:
+        gaps[part] = f"{file.name} {gap}."
+        return None
+
+
+def _read_recipe(folder: Path, gaps: dict[str, str]) -> tuple[dict[str, Any] | None, str]:
+    text = ""
+    try:
+        text = _read_text(folder / "recipe.toml")
+        return tomllib.loads(text), text
+    except _Unreadable as gap:
+        gaps["recipe"] = f"recipe.toml {gap}."
+    except tomllib.TOMLDecodeError as error:
+        gaps["recipe"] = f"recipe.toml is not TOML: {error}."
+    return None, text
+
+
+def _read_verdict(folder: Path, gaps: dict[str, str]) -> Verdict | None:
+    try:
+        return Verdict.from_json(_read_json(folder / "verdict.json"))
+    except _Unreadable as gap:
+        gaps["verdict"] = f"verdict.json {gap}."
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        gaps["verdict"] = f"verdict.json does not hold a verdict: {error!r}."
+    return None
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The JSON tables of a file of lines; a torn or foreign line is left out."""
+    tables = []
+    for line in _read_text(file).split("\n"):
+        try:
+            table = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(table, dict):
+            tables.append(table)
+    return tables
+
+
+def _whole(number: Any) -> int | None:
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return int(number) if is_number and math.isfinite(number) else None
+
+
+def _finite(number: Any) -> float | None:
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return float(number) if is_number and math.isfinite(number) else None
+
+
+def _read_journal(folder: Path, gaps: dict[str, str]) -> Journal | None:
+    try:
+        if not (folder / "journal.jsonl").is_file():
+            raise _Unreadable("is missing")
+        # The run knows which lines a restart took back; its recipe plays no part in that.
+        lines = Run(folder, Recipe()).read_journal()
+    except _Unreadable as gap:
+        gaps["journal"] = f"journal.jsonl {gap}."
+        return None
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        gaps["journal"] = f"journal.jsonl cannot be read: {error}."
+        return None
+    curves: dict[str, list[Point]] = {}
+    better: dict[str, str] = {}
+    finish: dict[str, Any] = {}
+    for line in lines:
+        kind = line.get("kind")
+        if kind == "step":
+            _note_step(line, curves)
+        elif kind == "probe":
+            _note_probe(line, curves, better)
+        elif kind == "finish":
+            finish = line
+    curves = {name: sorted(points, key=lambda p: p.step) for name, points in curves.items()}
+    steps = [points[-1].step for points in curves.values()]
+    starts = [line.get("time") for line in lines if line.get("kind") == "start"]
+    return Journal(
+        curves=curves,
+        better=better,
+        notes=tuple(str(x.get("text", "")) for x in lines if x.get("kind") == "note"),
+        started=starts[0] if len(starts) == 1 else None,
+        ended=finish.get("time"),
+        stopped_because=str(finish["stopped_because"]) if "stopped_because" in finish else None,
+        last_step=_whole(finish.get("step")) or (max(steps) if steps else None),
+    )
+
+
+def _note_step(line: dict[str, Any], curves: dict[str, list[Point]]) -> None:
+    step = _whole(line.get("step"))
+    if step is None:
+        return
+    terms = line.get("terms")
+    named = {f"terms_{k}": v for k, v in terms.items()} if isinstance(terms, dict) else {}
+    for name, number in {"loss": line.get("loss"), **named}.items():
+        if (value := _finite(number)) is not None:
+            curves.setdefault(name, []).append(Point(step, value))
+
+
+def _note_probe(
+    line: dict[str, Any], curves: dict[str, list[Point]], better: dict[str, str]
+) -> None:
+    measurements = line.get("measurements")
+    for data in measurements if isinstance(measurements, list) else ():
+        try:
+            m = measurement_from_json(data)
+        except (KeyError, TypeError, ValueError):
+            continue
+        step = _whole(line.get("step"))
+        if not isinstance(m, Measurement) or step is None or _finite(m.value) is None:
+            continue
+        curves.setdefault(str(m.name), []).append(
+            Point(step, float(m.value), _finite(m.low), _finite(m.high))
+        )
+        better[str(m.name)] = str(m.better)
+
+
+def _read_samples(folder: Path, side: str, gaps: dict[str, str]) -> tuple[Sample, ...]:
+    try:
+        lines = _lines(folder / "metadata.jsonl")
+    except _Unreadable as gap:
+        gaps[side] = f"samples/{side}/metadata.jsonl {gap}."
+        return ()
+    if not lines:
+        gaps[side] = f"samples/{side}/metadata.jsonl names no pictures."
+    home = folder.resolve()
+    return tuple(_sample(line, home) for line in lines)
+
+
+def _sample(line: dict[str, Any], home: Path) -> Sample:
+    name = str(line.get("file_name", ""))
+    return Sample(
+        file=inside(home, name),
+        name=name,
+        prompt=str(line.get("prompt", line.get("text", ""))),
+        seed=_whole(line.get("seed")),
+        group=str(line.get("group") or ""),
+    )
+
+
+def inside(home: Path, name: str) -> Path | None:
+    """The file of that name under a resolved folder; None when the name leads out of it."""
+    try:
+        file = (home / name).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return file if file.is_relative_to(home) and file != home else None

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from pocket.codec import CHANNELS, new_codec
+from pocket.shipped import BASE, codec_weights, shipped
 from pocket.stage import run_stage
 from pocket.words import LENGTH, new_tokenizer
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from variegate.bench import judge, world
 
 WIDTH = 128
 SCENES = 80_000
+BATCH = 64
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -85,7 +87,7 @@ def latents_of_scenes(folder: Path) -> tuple[list[world.Scene], Tensor, float]:
         z = load_file(kept)["z"]
     else:
         codec = new_codec()
-        codec.load_state_dict(load_file(folder / "codec.safetensors"))
+        codec.load_state_dict(codec_weights(folder))
         parts = []
         for i in range(0, SCENES, 250):
             x = torch.from_numpy(np.stack([world.render(s) for s in scenes[i : i + 250]]))
@@ -98,6 +100,17 @@ def latents_of_scenes(folder: Path) -> tuple[list[world.Scene], Tensor, float]:
         save_file({"z": z.contiguous()}, kept)
     factor = float(1 / z[:20_000].float().std())
     return scenes, z, factor
+
+
+def _told(scene: world.Scene, rng: np.random.Generator) -> str:
+    """A caption: one in ten empty, half of the others name everything, so that words are learnt
+    soon; the rest as chance has it."""
+    if rng.random() < 0.1:
+        return ""
+    if rng.random() < 0.5:
+        named = frozenset({"colour", "pattern", "size", "position"})
+        return world.caption(scene, named=named, rng=rng)
+    return world.draw_caption(scene, rng)
 
 
 def guess(
@@ -141,12 +154,14 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
     def loss_of(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((19, step))
         g = torch.Generator().manual_seed(step)
-        rows = rng.integers(SCENES, size=32)
-        texts = ["" if rng.random() < 0.1 else world.draw_caption(scenes[i], rng) for i in rows]
+        rows = rng.integers(SCENES, size=BATCH)
+        texts = [_told(scenes[i], rng) for i in rows]
         x0 = latents[torch.from_numpy(rows)].float() * factor
         noise = torch.randn(x0.shape, generator=g)
-        # Strata over the batch steady the loss; the highest noise decides what is where.
-        t = ((torch.arange(32) + torch.rand(32, generator=g)) / 32 * 1000).long()
+        # Strata over the batch steady the loss. High noise, which decides what is where, and so
+        # what words mean, gets the larger share.
+        u = (torch.arange(BATCH) + torch.rand(BATCH, generator=g)) / BATCH
+        t = (u**0.7 * 1000).long().clamp(max=999)
         a, s = (
             alpha_bar[t].sqrt().view(-1, 1, 1, 1),
             (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1),
@@ -163,7 +178,7 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
     def check() -> str:
         base.eval()
         codec = new_codec()
-        codec.load_state_dict(load_file(folder / "codec.safetensors"))
+        codec.load_state_dict(codec_weights(folder))
         rng = np.random.default_rng(23)
         told = [world.draw_scene(rng) for _ in range(192)]
         full = frozenset({"colour", "pattern", "size", "position"})
@@ -195,8 +210,9 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
         loss_of,
         folder=folder,
         minutes=minutes,
-        lr=1e-3,
+        lr=1.2e-3,
         final=final,
         ema_decay=0.9995,
         check=check,
+        shipped=lambda: shipped(*BASE),
     )

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 from pocket.atlas import extra_sprites
+from pocket.shipped import CODEC, shipped
 from pocket.stage import run_stage
 from torch import Tensor
 from torch.nn import functional as F
@@ -154,5 +155,13 @@ def train_codec(folder: Path, minutes: float, *, final: bool) -> None:
         )
 
     run_stage(
-        "codec", codec, loss_of, folder=folder, minutes=minutes, lr=2e-3, final=final, check=check
+        "codec",
+        codec,
+        loss_of,
+        folder=folder,
+        minutes=minutes,
+        lr=2e-3,
+        final=final,
+        check=check,
+        shipped=lambda: shipped(*CODEC),
     )

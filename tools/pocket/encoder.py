@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from pocket.atlas import extra_sprites
 from pocket.codec import new_codec
+from pocket.shipped import codec_weights
 from pocket.stage import run_stage
 from pocket.words import LENGTH, new_tokenizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +66,7 @@ def train_encoder(folder: Path, minutes: float) -> None:
     towers = Towers(len(tokenizer), int(tokenizer.eos_token_id), pictures.count)
     towers.image.to(memory_format=torch.channels_last)
     codec = new_codec()
-    codec.load_state_dict(load_file(folder / "codec.safetensors"))
+    codec.load_state_dict(codec_weights(folder))
 
     def ids_of(texts: list[str]) -> Tensor:
         out = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH)

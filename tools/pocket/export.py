@@ -10,10 +10,10 @@ import diffusers
 import torch
 from pocket.base import Base, latents_of_scenes, new_scheduler
 from pocket.codec import new_codec
+from pocket.shipped import POCKET as PACKAGE
+from pocket.shipped import codec_weights
 from pocket.words import new_tokenizer
 from safetensors.torch import load_file
-
-PACKAGE = Path(__file__).resolve().parents[2] / "src/variegate/models/pocket"
 
 
 def export(folder: Path) -> None:
@@ -21,7 +21,7 @@ def export(folder: Path) -> None:
     base = Base(len(tokenizer), int(tokenizer.bos_token_id), int(tokenizer.eos_token_id))
     base.load_state_dict(load_file(folder / "base.safetensors"))
     codec = new_codec()
-    codec.load_state_dict(load_file(folder / "codec.safetensors"))
+    codec.load_state_dict(codec_weights(folder))
     codec.register_to_config(scaling_factor=latents_of_scenes(folder)[2])
     PACKAGE.mkdir(parents=True, exist_ok=True)
     parts = {

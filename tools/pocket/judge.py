@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from pocket.codec import new_codec
+from pocket.shipped import JUDGE, codec_weights, shipped
 from pocket.stage import run_stage
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ def train_judge(folder: Path, minutes: float) -> None:
     torch.manual_seed(2)
     net = JudgeNet().to(memory_format=torch.channels_last)
     codec = new_codec()
-    codec.load_state_dict(load_file(folder / "codec.safetensors"))
+    codec.load_state_dict(codec_weights(folder))
 
     def loss_of(step: int) -> dict[str, Tensor]:
         x, labels = scenes(step, 128)
@@ -67,4 +68,13 @@ def train_judge(folder: Path, minutes: float) -> None:
             for k, v in logits.items()
         )
 
-    run_stage("judge", net, loss_of, folder=folder, minutes=minutes, lr=2e-3, check=check)
+    run_stage(
+        "judge",
+        net,
+        loss_of,
+        folder=folder,
+        minutes=minutes,
+        lr=2e-3,
+        check=check,
+        shipped=lambda: shipped(*JUDGE),
+    )

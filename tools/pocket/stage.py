@@ -26,11 +26,13 @@ def run_stage(
     warmup: int = 100,
     final: bool = True,
     check: Callable[[], str] | None = None,
+    shipped: Callable[[], dict[str, Tensor]] | None = None,
 ) -> None:
     """Train `module` for some minutes and leave its averaged weights in it and on disk.
 
     The learning rate falls along a cosine to nothing when `final`, else to a third, by the clock:
-    a stage that starts again goes on from the averaged weights of the last one.
+    a stage that starts again goes on from the averaged weights of the last one, or, in a fresh
+    folder, from the weights that `shipped` gives.
     """
     torch.set_flush_denormal(True)  # dead units otherwise slow the processor manyfold
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,8 @@ def run_stage(
     if weights.exists():
         module.load_state_dict(load_file(weights))
         done = json.loads(history.read_text())
+    elif shipped is not None and (known := shipped()):
+        module.load_state_dict(known)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     optimizer = torch.optim.AdamW(
         module.parameters(), lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True

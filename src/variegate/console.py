@@ -233,7 +233,7 @@ def _columns(stream: Stream) -> int:
 def spell_seconds(seconds: float) -> str:
     """A time as people say it.
 
-    >>> spell_seconds(42), spell_seconds(200), spell_seconds(7300)
+    >>> spell_seconds(42.0), spell_seconds(200.0), spell_seconds(7300.0)
     ('42 s', '3 min 20 s', '2 h 1 min')
     """
     whole = max(0, round(seconds))

@@ -156,6 +156,17 @@ def compare_variety(
     over prompts. With fewer, the p is that of swapping base's and adapter's pictures seed by seed
     and the interval a jackknife over seeds.
 
+    Measured on rendered class prompts through the pocket encoder, 4 seeds, 200 sets without and 60
+    with a share of the pictures replaced by one; alarms at p < .01 and an upper edge below 0.9:
+
+        share replaced        0     .1     .2     .3     .5     .8
+        ratio (32 prompts)  1.00   1.00   0.96   0.84   0.55   0.10
+        alarms, 16 prompts  0.00   0.00   0.00   0.08   0.68   1.00
+        alarms, 32 prompts  0.00   0.00   0.03   0.17   1.00   1.00
+
+    At 4 seeds a rare attractor mostly hits a prompt once, which is no repetition: shares below a
+    third need more seeds, not more prompts. The 95 % interval held the truth in 9 of 10 nulls.
+
     Returns None when the base's own pictures are all alike: nothing can be compared with them.
     """
     bandwidth = median_distance(base)

@@ -87,7 +87,8 @@ def match_lines(
     if not lines:
         raise ImagesError(
             f"no prompt of {adapter.origin!r} is found in {base.origin!r}; expected the same"
-            f" prompts in both. First there: {_few(adapter)}; first here: {_few(base)}"
+            f" prompts in both, but the first has {_few(adapter)} and the second {_few(base)}."
+            " Name sub-folders or captions alike"
         )
     return tuple(lines)
 

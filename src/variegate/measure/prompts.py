@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product, zip_longest
 from typing import Literal, NamedTuple
 
-from variegate.errors import RequestError
-
 Preset = Literal["quick", "standard", "thorough"]
 # (prompts, seeds) of each group.
 SIZES: dict[Preset, dict[str, tuple[int, int]]] = {
@@ -99,10 +97,7 @@ def prompt_plan(
     pocket: speak the grammar of the pocket's captions.
     subject: False for an adapter that learnt a style, whose trigger names the look of any scene.
     first_seed: the seeds are first_seed, first_seed + 1, ...
-    Raises: RequestError for a preset that is none.
     """
-    if preset not in SIZES:
-        raise RequestError(f"preset {preset!r} is none of {', '.join(SIZES)}")
     noun, word = class_noun.strip(), trigger.strip()
     sizes = SIZES[preset]
     plan: list[PlannedPrompt] = []

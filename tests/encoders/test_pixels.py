@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from variegate.encoders import Encoder
+from variegate.encoders.pixels import Layout, Thumbnail, _to_lab
+
+
+def plain(rgb: tuple[int, int, int], side: int = 64) -> Image.Image:
+    return Image.new("RGB", (side, side), rgb)
+
+
+def test_white_black_and_red_have_their_published_lab_values() -> None:
+    rgb = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0]]).reshape(3, 3, 1, 1)
+    lab = 100 * _to_lab(rgb).reshape(3, 3)
+    expected = torch.tensor([[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]])
+    assert torch.allclose(lab, expected, atol=0.05)
+
+
+def test_layout_rows_are_unit_and_tell_the_share_of_the_area_that_differs() -> None:
+    half = plain((200, 30, 30))
+    half.paste(plain((30, 30, 200)), (0, 32))
+    rows = Layout().images([plain((200, 30, 30)), half, plain((30, 30, 200))])
+    shares = torch.cdist(rows, rows).square() / 2
+    assert torch.allclose(rows.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert abs(float(shares[0, 1]) - 0.5) < 0.15
+    assert abs(float(shares[0, 2]) - 1) < 0.25
+
+
+def test_layout_knows_stripes_from_plain_ground_of_the_same_colour() -> None:
+    stripes = np.full((64, 64, 3), 150, np.uint8)
+    stripes[::4] = stripes[1::4] = 106
+    even = plain((128, 128, 128))
+    rows = Layout().images([even, Image.fromarray(stripes), plain((130, 130, 130))])
+    assert torch.dist(rows[0], rows[1]) > 3 * torch.dist(rows[0], rows[2])
+
+
+def test_the_same_pictures_give_the_same_rows_at_any_size() -> None:
+    small, large = plain((10, 200, 90), 64), plain((10, 200, 90), 640)
+    for encoder in (Layout(), Thumbnail()):
+        assert isinstance(encoder, Encoder)
+        rows = encoder.images([small, large])
+        assert torch.allclose(rows[0], rows[1], atol=1e-6)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from variegate.measure.verdict import RULES, judge, prompts_to_settle
+from variegate.measure.wording import ADVICE
+from variegate.measurement import Measurement, Missing, Verdict
+from variegate.recipe import Recipe, Strategies
+
+
+def headline(
+    name: str, value: float, low: float, high: float, *, p: float = 1.0, n: int = 32
+) -> list[Measurement | Missing]:
+    return [Measurement(name, value, low, high, n), Measurement(f"{name}_p", p, n=n)]
+
+
+WELL = [
+    *headline("variety_vs_base", 1.0, 0.9, 1.1),
+    *headline("trigger_variety_vs_base", 0.9, 0.8, 1.0),
+    *headline("copy_rate", 0.0, 0.0, 0.02, n=128),
+    *headline("adherence_vs_base", 0.0, -0.1, 0.1),
+    *headline("class_retention", 1.0, 0.95, 1.05),
+    *headline("likeness", 0.8, 0.7, 0.9, p=0.0001),
+]
+
+
+def ill(*changed: Measurement | Missing) -> Verdict:
+    names = {m.name for m in changed}
+    return judge([m for m in WELL if m.name not in names] + list(changed))
+
+
+def test_all_well_is_healthy_and_says_what_was_measured() -> None:
+    verdict = judge(WELL)
+    assert verdict.labels == ("healthy",)
+    assert verdict.reasons == ()
+    assert "none of 128 samples is a copy" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "edges", "label", "severity"),
+    [
+        ("variety_vs_base", (0.8, 0.75, 0.85), "narrowed", "warn"),
+        ("variety_vs_base", (0.5, 0.4, 0.65), "narrowed", "fail"),
+        ("trigger_variety_vs_base", (0.6, 0.55, 0.68), "trigger-narrowed", "warn"),
+        ("trigger_variety_vs_base", (0.3, 0.2, 0.4), "trigger-narrowed", "fail"),
+        ("copy_rate", (0.06, 0.02, 0.1), "copying", "warn"),
+        ("copy_rate", (0.3, 0.2, 0.4), "copying", "fail"),
+        ("adherence_vs_base", (-0.15, -0.2, -0.1), "prompt-ignored", "warn"),
+        ("adherence_vs_base", (-0.9, -1.0, -0.8), "prompt-ignored", "fail"),
+        ("class_retention", (0.8, 0.7, 0.85), "class-forgotten", "warn"),
+        ("class_retention", (0.1, 0.0, 0.2), "class-forgotten", "fail"),
+    ],
+)
+def test_each_gate_has_its_label_and_two_severities(
+    name: str, edges: tuple[float, float, float], label: str, severity: str
+) -> None:
+    verdict = ill(*headline(name, *edges, p=0.0001, n=100))
+    assert verdict.labels == (label,)
+    assert [(r.label, r.severity, r.measurement) for r in verdict.reasons] == [
+        (label, severity, name)
+    ]
+    assert verdict.advice
+
+
+def test_a_large_drop_by_chance_alone_is_not_narrowed() -> None:
+    assert ill(*headline("variety_vs_base", 0.5, 0.2, 1.4, p=0.2)).labels == ("inconclusive",)
+
+
+def test_a_sure_but_small_drop_is_not_narrowed() -> None:
+    assert ill(*headline("variety_vs_base", 0.95, 0.92, 0.98, p=0.0001)).labels == ("healthy",)
+
+
+def test_an_interval_across_the_margin_is_inconclusive_and_says_how_many_prompts_would_do() -> None:
+    verdict = ill(*headline("variety_vs_base", 0.8, 0.6, 1.05, p=0.02, n=16))
+    assert verdict.labels == ("inconclusive",)
+    assert "prompts instead of 16 would settle it" in verdict.sentence
+    assert verdict.advice[0].setting == "sampling.preset=thorough"
+
+
+def test_the_nearer_the_limit_the_more_prompts_are_needed() -> None:
+    near = Measurement("variety_vs_base", 0.85, 0.7, 1.05, 16)
+    far = replace(near, value=0.7, low=0.58, high=0.86)
+    needed = [prompts_to_settle(m, warn=0.9, clear=0.7) for m in (far, near)]
+    assert needed[0] is not None
+    assert needed[1] is not None
+    assert 16 < needed[0] < needed[1]
+    at_limit = replace(near, value=0.9, low=0.7, high=1.1)
+    assert prompts_to_settle(replace(at_limit, value=0.8999), warn=0.9, clear=0.7) is None
+
+
+def test_few_prompts_speak_for_themselves_only() -> None:
+    verdict = ill(*headline("variety_vs_base", 0.3, 0.2, 0.4, p=0.0001, n=3))
+    assert "for these 3 prompts only" in verdict.sentence
+
+
+def test_unmeasured_variety_is_inconclusive_with_the_reason() -> None:
+    verdict = judge([Missing("variety_vs_base", "draw 4 seeds or more")])
+    assert verdict.labels == ("inconclusive",)
+    assert "draw 4 seeds or more" in verdict.sentence
+
+
+def test_untested_copying_is_told() -> None:
+    verdict = ill(
+        Missing("copy_rate", "no training pictures were given"), Missing("copy_rate_p", "-")
+    )
+    assert "Copying was not tested: no training pictures were given." in verdict.sentence
+
+
+def test_little_likeness_is_undertrained_beside_other_labels() -> None:
+    low = headline("likeness", 0.05, -0.1, 0.2)
+    assert ill(*low).labels == ("undertrained",)
+    both = ill(*low, *headline("variety_vs_base", 0.3, 0.2, 0.4, p=0.0001))
+    assert set(both.labels) == {"narrowed", "undertrained"}
+
+
+def test_a_weak_encoder_is_told_with_the_one_to_name() -> None:
+    verdict = judge(WELL, weak_encoder=True)
+    assert verdict.weak_encoder
+    assert "--encoder facebook/dinov2-base" in verdict.sentence
+
+
+def test_advice_that_answers_two_labels_comes_first() -> None:
+    verdict = ill(
+        *headline("copy_rate", 0.5, 0.4, 0.6, p=0.0, n=100),
+        *headline("trigger_variety_vs_base", 0.3, 0.2, 0.4, p=0.0001),
+    )
+    assert [a.strategy for a in verdict.advice][:2] == ["zoom_shift", "new_background"]
+    assert len({a.strategy for a in verdict.advice}) == len(verdict.advice)
+
+
+def test_all_advice_can_be_set() -> None:
+    for options in ADVICE.values():
+        for advice in options:
+            recipe = Recipe.build(settings=(advice.setting,))
+            if advice.strategy in Strategies.model_fields:
+                assert getattr(recipe.strategies, advice.strategy) is not None
+            else:
+                assert advice.strategy in Recipe.model_fields
+
+
+def test_a_verdict_comes_again_from_its_own_json() -> None:
+    first = ill(*headline("variety_vs_base", 0.5, 0.4, 0.65, p=0.0001))
+    stored = Verdict.from_json(json.loads(json.dumps(first.to_json())))
+    assert stored == first
+    assert judge(stored.measurements) == first
+
+
+def test_other_rules_give_another_verdict_from_the_same_numbers() -> None:
+    gates = tuple(replace(g, warn=0.99) if g.label == "narrowed" else g for g in RULES.gates)
+    strict = replace(RULES, version="strict", gates=gates)
+    measured = [m for m in WELL if not m.name.startswith("variety")]
+    measured += headline("variety_vs_base", 0.95, 0.92, 0.98, p=0.0001)
+    assert judge(measured).labels == ("healthy",)
+    assert judge(measured, strict).labels == ("narrowed",)
+    assert judge(measured, strict).rules == "strict"

@@ -79,11 +79,11 @@ def save_checkpoint(
             shutil.rmtree(place)
         os.replace(temporary, place)
         _sync(folder)
-    except OSError as error:
+    except (OSError, NoSpace) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.nbytes for t in optimizer.values()) * 3 // 2
         raise NoSpace(
-            f"checkpoint {place} cannot be written: {error.strerror or error}; it takes about "
+            f"checkpoint {place} cannot be written: {error}; it takes about "
             f"{needed} bytes; earlier checkpoints stand: free some space and resume"
         ) from error
     for old in checkpoint_folders(folder)[keep:]:

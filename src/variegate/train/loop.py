@@ -265,7 +265,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[group["name"]] * share
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)

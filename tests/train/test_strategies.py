@@ -1,0 +1,183 @@
+"""Menu and kitchen agree, and each strategy does what its name says, by address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from variegate import seeds
+from variegate.bench import world
+from variegate.diffusion import NoiseSchedule
+from variegate.images import ImageSet, Picture
+from variegate.recipe import HeldOut, Recipe, Strategies
+from variegate.train.data import read_training_set
+from variegate.train.objective import row_losses
+from variegate.train.split import split
+from variegate.train.strategies import KITCHEN, Shot, Strategy, cook
+from variegate.train.strategies.stay_near import draw_prompt
+from variegate.train.strategies.zoom_shift import keep_in_view
+
+
+def one(name: str, **settings: Any) -> Strategy:
+    return cook(Recipe.build({"strategies": {name: settings}, "class_noun": "face"}))[name]
+
+
+def shot(seed: int = 0) -> tuple[Shot, world.Scene]:
+    rng = np.random.default_rng(seed)
+    scene = world.draw_scene(rng, ("robot",), size="medium", position="center")
+    pixels = torch.from_numpy(world.render(scene)).permute(2, 0, 1).float() / 255
+    return Shot(pixels, torch.from_numpy(world.render_mask(scene)), True), scene
+
+
+def test_menu_and_kitchen_agree() -> None:
+    assert set(KITCHEN) == set(Strategies.model_fields)
+    everything: dict[str, Any] = {name: {} for name in KITCHEN}
+    assert set(cook(Recipe.build({"strategies": everything}))) == set(KITCHEN)
+    assert cook(Recipe()) == {}
+
+
+def test_a_file_stands_in_the_kitchen_for_each_strategy() -> None:
+    folder = Path(__file__).parents[2] / "src/variegate/train/strategies"
+    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "base"}
+    assert files == set(KITCHEN)
+
+
+@pytest.mark.parametrize("name", ["zoom_shift", "new_background"])
+def test_the_same_address_gives_the_same_picture_and_others_differ(name: str) -> None:
+    strategy = one(name, p=1.0)
+    picture, _ = shot()
+    first = strategy.alter(picture, ("a.png", 0))
+    assert torch.equal(first.pixels, strategy.alter(picture, ("a.png", 0)).pixels)
+    assert not torch.equal(first.pixels, strategy.alter(picture, ("a.png", 1)).pixels)
+    assert not torch.equal(first.pixels, strategy.alter(picture, ("b.png", 0)).pixels)
+    assert one(name, p=0.0).alter(picture, ("a.png", 0)) is picture
+
+
+def test_zoom_and_shift_take_the_mask_along_and_keep_the_subject_in_view() -> None:
+    strategy = one("zoom_shift", zoom_min=0.6, zoom_max=1.0)
+    picture, _ = shot()
+    for variant in range(10):
+        moved = strategy.alter(picture, ("a.png", variant))
+        ratio = float(moved.mask.sum() / picture.mask.sum())
+        assert 0.33 < ratio < 1.03
+        inner = moved.mask > 0.9
+        assert float((moved.pixels[:, inner].std(1)).mean()) > 0.05
+        assert moved.pixels.min() >= 0
+        assert moved.pixels.max() <= 1
+
+
+def test_a_shift_is_cut_where_the_subject_would_leave() -> None:
+    profile = torch.zeros(10)
+    profile[4:6] = 1
+    assert keep_in_view(profile, 1.0, 0.9) == pytest.approx(0.4)
+    assert keep_in_view(profile, 1.0, -0.9) == pytest.approx(-0.4)
+    assert keep_in_view(profile, 1.0, 0.1) == pytest.approx(0.1)
+    assert keep_in_view(torch.ones(10), 1.1, 0.3) == 0
+
+
+def test_a_new_ground_leaves_the_subject_and_needs_a_mask() -> None:
+    strategy = one("new_background", p=1.0, source="painted")
+    picture, _ = shot()
+    changed = strategy.alter(picture, ("a.png", 0))
+    inside, outside = picture.mask > 0.99, picture.mask == 0
+    torch.testing.assert_close(
+        changed.pixels[:, inside], picture.pixels[:, inside], atol=0.02, rtol=0
+    )
+    assert not torch.allclose(changed.pixels[:, outside], picture.pixels[:, outside], atol=0.02)
+    unknown = Shot(picture.pixels, torch.ones(64, 64), False)
+    assert strategy.alter(unknown, ("a.png", 0)) is unknown
+
+
+def test_captions_are_dropped_and_pictures_mirrored_at_their_rate() -> None:
+    drop, flip = one("caption_dropout", p=0.25), one("flip", p=0.5)
+    captions = [drop.caption("a zqx", step, row) for step in range(200) for row in range(5)]
+    assert captions.count("") == pytest.approx(250, abs=50)
+    mirrored = [flip.mirrors(step, row) for step in range(200) for row in range(5)]
+    assert sum(mirrored) == pytest.approx(500, abs=60)
+    assert mirrored == [flip.mirrors(step, row) for step in range(200) for row in range(5)]
+
+
+def test_masked_loss_counts_the_subject_fully_and_is_normalised() -> None:
+    masks = torch.zeros(1, 8, 8)
+    masks[:, :, :4] = 1
+    places = one("masked_loss", outside=0.1).weigh_places(masks)
+    assert places is not None
+    target = torch.zeros(1, 4, 8, 8)
+    left, right = target.clone(), target.clone()
+    left[..., :4], right[..., 4:] = 1.0, 1.0
+    assert float(row_losses(left, target, places)) == pytest.approx(1 / 1.1)
+    assert float(row_losses(right, target, places)) == pytest.approx(0.1 / 1.1)
+    torch.testing.assert_close(
+        row_losses(left + right, target, places), row_losses(left + right, target)
+    )
+
+
+def test_min_snr_weighs_rows() -> None:
+    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
+    weights = one("min_snr", gamma=5.0).weigh_rows(schedule, torch.arange(10))
+    assert weights is not None
+    assert bool((weights.diff() >= 0).all())
+    assert float(weights[-1]) == 1
+
+
+def test_stay_near_never_names_the_trigger_and_draws_by_address() -> None:
+    for pocket in (True, False):
+        prompts = [
+            draw_prompt(seeds.numpy_at(0, "p", i), "face", pocket=pocket) for i in range(400)
+        ]
+        assert not any("zqx" in prompt for prompt in prompts)
+        assert 100 < sum("face" in prompt for prompt in prompts) < 300
+        assert "" in prompts
+        assert len(set(prompts)) > 100
+
+
+def pictures_of(arrays: list[np.ndarray]) -> ImageSet:
+    return ImageSet(
+        tuple(
+            Picture(f"{i}", None, tensor=torch.from_numpy(a.copy()).permute(2, 0, 1))
+            for i, a in enumerate(arrays)
+        ),
+        "memory",
+    )
+
+
+def test_twins_are_never_on_both_sides_of_the_split() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [world.render(world.draw_scene(rng)) for _ in range(6)]
+    arrays += [a.copy() for a in arrays[:4]]
+    images = [Image.fromarray(a) for a in arrays]
+    hashes = [p.content_hash() for p in pictures_of(arrays)]
+    for seed in range(20):
+        parts = split(images, hashes, HeldOut(share=0.3), seed=seed)
+        assert sorted(parts.train + parts.held_out) == list(range(10))
+        held = {hashes[i] for i in parts.held_out}
+        assert held
+        assert not held & {hashes[i] for i in parts.train}
+
+
+def test_pictures_that_are_all_twins_hold_none_out() -> None:
+    array = world.render(world.draw_scene(np.random.default_rng(0)))
+    hashes = [p.content_hash() for p in pictures_of([array] * 8)]
+    parts = split([Image.fromarray(array)] * 8, hashes, HeldOut(), seed=0)
+    assert parts.held_out == ()
+    assert "twins" in parts.why
+
+
+def test_hand_drawn_masks_win(tmp_path: Path) -> None:
+    array = world.render(world.draw_scene(np.random.default_rng(0)))
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[:10, :10] = 255
+    Image.fromarray(drawn).save(tmp_path / "a-masklabel.png")
+    Image.fromarray(array).save(tmp_path / "a.png")
+    picture = Picture("a.png", tmp_path / "a.png", mask_file=tmp_path / "a-masklabel.png")
+    images = ImageSet((picture,), str(tmp_path))
+    recipe = Recipe(trigger="zqx")
+    found = read_training_set(images, recipe, side=64, pocket=True, needs_masks=True)
+    assert float(found.train[0].shot.mask.sum()) == 100
+    assert any("1 hand-drawn" in note for note in found.notes)
+    assert found.train[0].caption == "a zqx"

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
+from variegate.device import pick_device
 from variegate.errors import EncoderError
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "siglip", "siglip2")
@@ -74,7 +75,7 @@ def load_transformer(name_or_path: str, *, device: str | None = None) -> Transfo
         kind=config.model_type,
         id=_identify(name_or_path, local, config),
         preprocess=plan,
-        device=device or _best_device(),
+        device=device or pick_device(),
     )
 
 
@@ -147,7 +148,7 @@ def load_sscd(file: str, *, device: str | None = None) -> SSCD:
             f" expected {SSCD_SHA256}. A TorchScript file is a program, so no other one is run;"
             " fetch it again from github.com/facebookresearch/sscd-copy-detection"
         )
-    where = device or _best_device()
+    where = device or pick_device()
     return SSCD(torch.jit.load(str(path), map_location=where), device=where)
 
 
@@ -259,12 +260,6 @@ def _identify(name: str, local: Path, config: Any) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,7 +74,7 @@ def train(
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(recipe.images))
         say("load base", 0, 0, recipe.base)
-        model = model or models.load(recipe.base, device=_device())
+        model = model or models.load(recipe.base, device=models.pick_device())
         with _steady(model):
             _train(run, model, images, stop, say)
     return run
@@ -410,12 +410,6 @@ def _steady(model: Any) -> Iterator[None]:
         yield
     finally:
         model.unet.to(memory_format=torch.contiguous_format)
-
-
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _silent(phase: str, done: int, total: int, note: str) -> None:

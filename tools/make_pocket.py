@@ -1,6 +1,9 @@
 """Make the pocket: atlas, codec, judge, encoder, base model, card. Resumable, CPU or GPU.
 
     python tools/make_pocket.py codec --minutes 25
+    python tools/make_pocket.py judge --minutes 8
+    python tools/make_pocket.py encoder --minutes 6
+    python tools/make_pocket.py meaning --minutes 4
     python tools/make_pocket.py base --minutes 60 --more      # more to come: keep the rate up
     python tools/make_pocket.py base --minutes 30
     python tools/make_pocket.py export
@@ -20,9 +23,8 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "stage", choices=["atlas", "codec", "judge", "encoder", "base", "export", "demo", "card"]
-    )
+    stages = ["atlas", "codec", "judge", "encoder", "meaning", "base", "export", "demo", "card"]
+    parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--more", action="store_true", help="another call will follow")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pocket")
@@ -43,6 +45,10 @@ def main() -> None:
         from pocket.encoder import train_encoder
 
         train_encoder(args.folder, args.minutes)
+    elif args.stage == "meaning":
+        from pocket.meaning import train_meaning
+
+        train_meaning(args.folder, args.minutes)
     elif args.stage == "card":
         from pocket.card import write_card
 

@@ -102,7 +102,7 @@ def latents_of_scenes(folder: Path) -> tuple[list[world.Scene], Tensor, float]:
     return scenes, z, factor
 
 
-def _told(scene: world.Scene, rng: np.random.Generator) -> str:
+def told(scene: world.Scene, rng: np.random.Generator) -> str:
     """A caption: one in ten empty, half of the others name everything, so that words are learnt
     soon; the rest as chance has it."""
     if rng.random() < 0.1:
@@ -155,7 +155,7 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
         rng = np.random.default_rng((19, step))
         g = torch.Generator().manual_seed(step)
         rows = rng.integers(SCENES, size=BATCH)
-        texts = [_told(scenes[i], rng) for i in rows]
+        texts = [told(scenes[i], rng) for i in rows]
         x0 = latents[torch.from_numpy(rows)].float() * factor
         noise = torch.randn(x0.shape, generator=g)
         # Strata over the batch steady the loss. High noise, which decides what is where, and so
@@ -180,9 +180,9 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
         codec = new_codec()
         codec.load_state_dict(codec_weights(folder))
         rng = np.random.default_rng(23)
-        told = [world.draw_scene(rng) for _ in range(192)]
+        asked = [world.draw_scene(rng) for _ in range(192)]
         full = frozenset({"colour", "pattern", "size", "position"})
-        ids = ids_of([world.caption(s, named=full) for s in told])
+        ids = ids_of([world.caption(s, named=full) for s in asked])
         empty = ids_of([""])
         words = []
         for guidance in (1.0, 2.0):
@@ -192,7 +192,7 @@ def train_base(folder: Path, minutes: float, *, final: bool) -> None:
             pictures = ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
             reading = judge.read(pictures)
             right = {
-                f: np.mean([reading.values[f][i] == getattr(s, f) for i, s in enumerate(told)])
+                f: np.mean([reading.values[f][i] == getattr(s, f) for i, s in enumerate(asked)])
                 for f in world.FACTORS
             }
             words.append(

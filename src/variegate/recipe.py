@@ -81,7 +81,7 @@ class StayNear(Entry):
 
 
 class ZoomShift(Entry):
-    """Zoom the picture in or out and shift it; newly uncovered ground is painted afresh."""
+    """Zoom the picture in or out and shift it; ground that comes into view is painted on."""
 
     p: float = Field(1.0, ge=0, le=1)
     zoom_min: float = Field(0.6, gt=0, le=1)

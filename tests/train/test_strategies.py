@@ -71,6 +71,19 @@ def test_zoom_and_shift_take_the_mask_along_and_keep_the_subject_in_view() -> No
         assert moved.pixels.max() <= 1
 
 
+def test_the_ground_goes_on_and_the_subject_is_drawn_once() -> None:
+    strategy = one("zoom_shift", zoom_min=0.6, zoom_max=1.0)
+    scene = world.Scene("robot", "yellow", "plain", "medium", "center")
+    pixels = torch.from_numpy(world.render(scene)).permute(2, 0, 1).float() / 255
+    for found in (True, False):
+        mask = torch.from_numpy(world.render_mask(scene)) if found else torch.ones(64, 64)
+        for variant in range(6):
+            moved = strategy.alter(Shot(pixels, mask, found), ("a.png", variant)).pixels
+            ground = (moved - pixels[:, :1, :1]).abs().amax(0) < 0.02
+            assert float((~ground).float().mean()) < 0.2
+            assert bool(ground[0].all() or ground[-1].all())
+
+
 def test_a_shift_is_cut_where_the_subject_would_leave() -> None:
     profile = torch.zeros(10)
     profile[4:6] = 1

@@ -13,6 +13,7 @@ from torch import Tensor
 SEARCH_PIXELS = (
     64  # shifts are searched on pictures of this side: finer ones cost much, gain little
 )
+MARGIN = 24  # of a picture's side goes as a margin around the subject
 SHIFTS = 160  # of the best ones are tried, until no hole is left
 
 
@@ -68,6 +69,12 @@ def continue_ground(
         if not bool(left.any()):
             break
     return torch.where(left, middle, filled)
+
+
+def grow(mask: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """The mask with a margin, so that nothing of the subject's edge is taken for ground."""
+    reach = max(1, max(mask.shape) // MARGIN)
+    return F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
 
 
 def lay_on(

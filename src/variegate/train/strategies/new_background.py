@@ -17,7 +17,7 @@ from variegate import seeds
 from variegate.recipe import NewBackground, Recipe, SamplingPlan
 from variegate.sample import Request, sample
 from variegate.train.masks import find_masks
-from variegate.train.paint import continue_ground, lay_on, paint_ground
+from variegate.train.paint import continue_ground, grow, lay_on, paint_ground
 from variegate.train.strategies.base import Setting, Shot, Strategy
 
 GROUND_STEPS = 20  # denoising steps: grounds need no fine detail
@@ -82,7 +82,7 @@ def draw_grounds(setting: Setting, count: int) -> list[Float[Tensor, "3 h w"]]:
         return grounds
     masks, confidence = find_masks(images)
     return [
-        continue_ground(ground, hole=(mask > 0.05).float(), usable=(mask <= 0.05).float())
+        continue_ground(ground, hole=grow(mask), usable=1 - grow(mask))
         for ground, mask, found in zip(grounds, masks, confidence, strict=True)
         if found > 0
     ]

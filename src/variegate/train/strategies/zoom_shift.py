@@ -1,7 +1,7 @@
-"""Zoom pictures in or out and shift them; ground that comes into view is painted.
+"""Zoom pictures in or out and shift them; the ground goes on where it comes into view.
 
-Half of the time the ground goes on as it is (patterns included), half of the time it is painted
-anew all around. Mirroring at the edges is avoided: it would draw the subject several times.
+It goes on from what is seen of it, patterns included. Mirroring at the edges is avoided: it would
+draw the subject several times. So is a new ground around the old picture: it would draw a frame.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from variegate import seeds
 from variegate.recipe import Recipe, ZoomShift
-from variegate.train.paint import continue_ground, paint_ground
+from variegate.train.paint import continue_ground, grow
 from variegate.train.strategies.base import Shot, Strategy
+
+RING = 0.15  # share of the side that is taken for ground where no subject was found
 
 
 class MovePictures(Strategy):
@@ -27,7 +29,7 @@ class MovePictures(Strategy):
 
     def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
         generator = seeds.at(self.seed, "zoom_shift", *address)
-        p, u, x, y, anew = torch.rand(5, generator=generator).tolist()
+        p, u, x, y = torch.rand(4, generator=generator).tolist()
         if p >= self.plan.p:
             return shot
         zoom = self.plan.zoom_min + (self.plan.zoom_max - self.plan.zoom_min) * u
@@ -37,16 +39,21 @@ class MovePictures(Strategy):
                 keep_in_view(shot.mask.amax(axis), zoom, wanted)
                 for axis, wanted in ((0, shift[0]), (1, shift[1]))
             ]
-        pixels, mask, covered = move(shot, zoom, (shift[0], shift[1]))
+        subject = shot.mask if shot.found else middle(shot.mask)
+        pixels, mask, covered = move(shot.pixels, subject, zoom, (shift[0], shift[1]))
         if bool(covered.min() < 1):
-            usable = covered * (1 - mask if shot.found else 1)
-            ground = (
-                paint_ground(pixels.shape[1:], generator)
-                if anew < 0.5
-                else continue_ground(pixels, hole=1 - covered, usable=usable)
-            )
+            usable = covered * (1 - grow(mask))
+            ground = continue_ground(pixels, hole=1 - covered, usable=usable)
             pixels = covered * pixels + (1 - covered) * ground
-        return Shot(pixels.clamp(0, 1), mask if shot.found else torch.ones_like(mask), shot.found)
+        return Shot(pixels.clamp(0, 1), mask if shot.found else shot.mask, shot.found)
+
+
+def middle(like: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Where the subject must be thought to be when it was not found: all but a ring."""
+    h, w = like.shape
+    mask = torch.zeros_like(like)
+    mask[round(h * RING) : round(h * (1 - RING)), round(w * RING) : round(w * (1 - RING))] = 1
+    return mask
 
 
 def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:
@@ -66,7 +73,10 @@ def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> flo
 
 
 def move(
-    shot: Shot, zoom: float, shift: tuple[float, float]
+    pixels: Float[Tensor, "3 h w"],
+    mask: Float[Tensor, "h w"],
+    zoom: float,
+    shift: tuple[float, float],
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Float[Tensor, "h w"]]:
     """Pixels, mask, and how much of each pixel is covered after zooming about the middle.
 
@@ -74,7 +84,7 @@ def move(
     """
     right, down = shift
     inverse = torch.tensor([[1 / zoom, 0, -2 * right / zoom], [0, 1 / zoom, -2 * down / zoom]])
-    both = torch.cat([shot.pixels, shot.mask[None]])[None]
+    both = torch.cat([pixels, mask[None]])[None]
     grid = F.affine_grid(inverse[None], list(both.shape), align_corners=False)
     moved = F.grid_sample(both, grid, padding_mode="border", align_corners=False)[0]
     ones = torch.ones(1, 1, *both.shape[-2:])

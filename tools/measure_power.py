@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from measure.planted import draw, planned, scene_of  # noqa: E402
-
 from variegate import encoders  # noqa: E402
 from variegate.encoders.pixels import Layout  # noqa: E402
 from variegate.measure.diversity import compare_variety  # noqa: E402

@@ -127,9 +127,7 @@ def _atlas() -> dict[str, Image.Image]:
         sheet = Image.open(file).convert("RGBA")
     cell, columns = index["cell"], index["columns"]
     return {
-        name: sheet.crop(
-            (x := i % columns * cell, y := i // columns * cell, x + cell, y + cell)
-        )
+        name: sheet.crop((x := i % columns * cell, y := i // columns * cell, x + cell, y + cell))
         for i, name in enumerate(index["subjects"])
     }
 
@@ -258,7 +256,8 @@ def draw_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption as the base learnt them: each factor named or not by chance, at times only the
     class noun, at times no subject at all."""
     named = frozenset(
-        f for f, p in (("colour", 0.5), ("pattern", 0.4), ("size", 0.45), ("position", 0.5))
+        f
+        for f, p in (("colour", 0.5), ("pattern", 0.4), ("size", 0.45), ("position", 0.5))
         if rng.random() < p
     )
     kind = rng.random()

@@ -47,6 +47,7 @@ def read_group(run: Path, group: str) -> judge.Reading:
     return judge.read([np.asarray(Image.open(f).convert("RGB")) for f in files])
 
 
+@pytest.mark.slow
 def test_the_demo_shows_collapse_and_its_prevention(tmp_path: Path) -> None:
     document = variegate("demo", "--out", tmp_path / "demo")
     plain, guarded = document["plain"], document["guarded"]
@@ -64,6 +65,7 @@ def test_the_demo_shows_collapse_and_its_prevention(tmp_path: Path) -> None:
     assert shares["guarded"] >= shares["plain"] - 0.03
 
 
+@pytest.mark.slow
 def test_sample_draws_what_the_prompt_says(tmp_path: Path) -> None:
     prompt = "a small owl on a yellow dotted background at the top left"
     document = variegate(

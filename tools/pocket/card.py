@@ -121,6 +121,9 @@ leaves it out, as a share of the uniform one's. Again with `python tools/make_po
 |{rule}
 {rows}
 
+Where a figure is low the weights want more training, not other captions: follow it in the log of
+`tools/make_pocket.py base`, whose stages go on from these weights.
+
 ## Not for
 
 Anything but trying, testing and measuring. It knows no photographs.

@@ -227,7 +227,10 @@ def caption(
     noun: what the subject is called; its own name when None. rng picks among the word orders;
     None takes the first.
     """
-    pick = (lambda n: int(rng.integers(n))) if rng is not None else (lambda n: 0)
+
+    def pick(n: int) -> int:
+        return 0 if rng is None else int(rng.integers(n))
+
     noun = scene.subject if noun is None else noun
     thing = f"{scene.size} {noun}" if "size" in named else noun
     look = " ".join(getattr(scene, f) for f in ("colour", "pattern") if f in named)

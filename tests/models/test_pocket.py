@@ -29,7 +29,7 @@ def test_the_pocket_is_small_and_holds_no_pickle() -> None:
 def test_diffusers_loads_the_pocket_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     out = pipeline("an owl", num_inference_steps=3, guidance_scale=2.0, output_type="np")
     assert out.images.shape == (1, 64, 64, 3)

@@ -31,10 +31,10 @@ FACTS: dict[str, Facts] = {
     "stay_near": Facts(
         "objective", "one more batch with gradient and one without: about twice the time per step"
     ),
-    "zoom_shift": Facts("data", "pictures are encoded anew at each step instead of cached"),
+    "zoom_shift": Facts("data", "a few altered variants of each picture, encoded once"),
     "masked_loss": Facts("objective", "one mask per picture, made once"),
     "new_background": Facts(
-        "data", "pictures are encoded anew at each step; grounds are drawn from the base once"
+        "data", "a few altered variants of each picture, encoded once; grounds are drawn once"
     ),
 }
 

@@ -59,8 +59,10 @@ def main() -> None:
         write_demo_pictures()
     elif args.stage == "base":
         from pocket.base import train_base
+        from pocket.meaning import mean_of_captions
 
-        train_base(args.folder, args.minutes, final=not args.more)
+        mean_of = mean_of_captions(args.folder)
+        train_base(args.folder, args.minutes, final=not args.more, mean_of=mean_of)
     else:
         from pocket.export import export
 

@@ -14,6 +14,7 @@ def verdict_text(verdict: Verdict) -> str:
     if verdict.reasons:
         parts.append(_listed("Why", [f"[{r.severity}] {r.sentence}" for r in verdict.reasons]))
     parts.append(_listed("Measured", [_measurement_line(m) for m in verdict.measurements]))
+    parts += verdict.notes
     if verdict.advice:
         parts.append(
             _listed("Try", [f"{a.strategy} {a.setting}: {a.expected}" for a in verdict.advice])

@@ -14,7 +14,7 @@ import typer
 from variegate import answers
 from variegate.console import Door
 from variegate.errors import RequestError
-from variegate.measurement import Label
+from variegate.measurement import Label, Verdict
 
 if TYPE_CHECKING:
     from variegate.recipe import Recipe
@@ -66,6 +66,7 @@ Encoders = Annotated[
 TrainImages = Annotated[
     Path | None, typer.Option("--train-images", help="What the adapter learnt from, for copying.")
 ]
+FailOn = Annotated[list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")]
 Preset = Literal["quick", "standard", "thorough"]
 
 
@@ -208,9 +209,7 @@ def measure(
     preset: Annotated[Preset, typer.Option(help="How many prompts and seeds.")] = "standard",
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts, one per line.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the samples here.")] = None,
-    fail_on: Annotated[
-        list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")
-    ] = None,
+    fail_on: FailOn = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -226,6 +225,10 @@ def measure(
                 "nothing to measure: give an ADAPTER file with --base, or two folders with "
                 "--images DIR --reference DIR"
             )
+        given = {"--base": base, "--prompts": prompts, "--out": out}
+        if adapter is None and any(given.values()):
+            idle = ", ".join(option for option, value in given.items() if value)
+            raise RequestError(f"two folders are measured as they are: leave out {idle}")
         from variegate import trial
 
         if adapter is not None:
@@ -251,12 +254,32 @@ def measure(
                 reference,
                 encoders=encoder or ["pocket"],
                 train_images=train_images,
+                trigger=trigger,
+                class_noun=class_noun,
                 say=door.say,
             )
-        met = sorted(set(fail_on or ()) & set(verdict.labels))
-        if met:
-            door.warn(f"--fail-on: the verdict is {', '.join(met)}")
-        door.answer(verdict.to_json(), answers.verdict_text(verdict), exit_code=3 if met else 0)
+        _answer_verdict(door, verdict, fail_on)
+
+
+@app.command()
+def verdict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a verdict.json.")],
+    rules: Annotated[
+        Path | None, typer.Option(help="A TOML file of rules; the shipped ones without it.")
+    ] = None,
+    fail_on: FailOn = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Judge stored measurements again, by the shipped rules or by your own."""
+    with Door(as_json=json, quiet=quiet, debug=debug) as door:
+        _check_labels(fail_on)
+        from variegate.measure import RULES, Rules, read_verdict, rejudge
+
+        found = rejudge(read_verdict(run), Rules.read(rules) if rules else RULES)
+        _answer_verdict(door, found, fail_on)
 
 
 @app.command()
@@ -268,6 +291,7 @@ def trial(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
     recipe: RecipeName = None,
     settings: Settings = None,
+    encoder: Encoders = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = None,
@@ -283,7 +307,9 @@ def trial(
             )
         from variegate import trial as room
 
-        document = room.trial(asked, out=_run_folder(out, asked), say=door.say)
+        document = room.trial(
+            asked, out=_run_folder(out, asked), encoders=encoder or (), say=door.say
+        )
         door.answer(document, answers.run_text(document))
 
 
@@ -431,6 +457,13 @@ def _recipe(
 def _run_folder(out: Path | None, asked: Recipe) -> Path:
     """The folder asked for, or one under `runs` named after the pictures and the recipe."""
     return (out or Path("runs") / f"{Path(asked.images).name}-{asked.id[:8]}").resolve()
+
+
+def _answer_verdict(door: Door, verdict: Verdict, fail_on: list[str] | None) -> None:
+    met = sorted(set(fail_on or ()) & set(verdict.labels))
+    if met:
+        door.warn(f"--fail-on: the verdict is {', '.join(met)}")
+    door.answer(verdict.to_json(), answers.verdict_text(verdict), exit_code=3 if met else 0)
 
 
 def _check_labels(labels: list[str] | None) -> None:

@@ -173,6 +173,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came. Like Ctrl-C it is no `Exception`: libraries that catch those while they import
     would otherwise turn it into a fault of their own."""
 
+    number = signal.SIGTERM
+
 
 def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, VariegateError):

@@ -7,6 +7,7 @@
     │   ├── BaseError       a base model that cannot be found or read
     │   ├── AdapterError    an adapter file that cannot be read or does not fit
     │   ├── EncoderError    an encoder that cannot be found or does not fit
+    │   ├── FeaturesError   a table of features that cannot be measured
     │   ├── RunError        a run folder that is missing, foreign or changed
     │   │   └── RunLocked   another process is at work in the folder
     │   └── EmptyImageSet   a measure was asked of no pictures
@@ -51,6 +52,10 @@ class EncoderError(RequestError):
     pass
 
 
+class FeaturesError(RequestError):
+    pass
+
+
 class RunError(RequestError):
     pass
 
@@ -80,4 +85,5 @@ class Interrupted(VariegateError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number

@@ -24,7 +24,8 @@ Severity = Literal["warn", "fail"]
 class Measurement:
     """A value with its interval (low, high: 95 % unless `source` says otherwise), the number n of
     independent units behind it, its direction, unit, the optimizer step it was taken at (None
-    when it belongs to a finished adapter), and how it was computed."""
+    when it belongs to a finished adapter), how it was computed, and the plainest single case of it,
+    in words, where there is one."""
 
     name: str
     value: float
@@ -35,6 +36,7 @@ class Measurement:
     unit: str = ""
     step: int | None = None
     source: str = ""
+    example: str = ""
 
     def __post_init__(self) -> None:
         for key in ("value", "low", "high"):
@@ -43,7 +45,8 @@ class Measurement:
                 raise ValueError(f"{self.name}: {key} is {number}; use Missing instead")
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if not (k == "step" and v is None)}
+        left_out = {"step": None, "example": ""}
+        return {k: v for k, v in vars(self).items() if not (k in left_out and v == left_out[k])}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Labels, reasons and advice: a pure function of the measurements under one rules version."""
+    """Labels, reasons and advice: a pure function of the measurements under one rules version.
+
+    sentence: the gravest finding and what else was found, in one sentence; the reasons name the
+    evidence. notes: what weakens the claims (what was not tested, an encoder out of its depth).
+    """
 
     labels: tuple[Label, ...]
     sentence: str
@@ -96,6 +103,7 @@ class Verdict:
     encoders: tuple[str, ...] = ()
     weak_encoder: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def find(self, name: str) -> Measurement | None:
         """The measurement of that name, or None when it is missing."""
@@ -115,6 +123,7 @@ class Verdict:
             "encoders": list(self.encoders),
             "weak_encoder": self.weak_encoder,
             "plan": self.plan,
+            "notes": list(self.notes),
         }
 
     @staticmethod
@@ -129,4 +138,5 @@ class Verdict:
             encoders=tuple(data.get("encoders", ())),
             weak_encoder=bool(data.get("weak_encoder", False)),
             plan=dict(data.get("plan", {})),
+            notes=tuple(data.get("notes", ())),
         )

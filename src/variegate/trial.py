@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from variegate.audit import audit
 from variegate.device import pick_device
 from variegate.encoders import Encoder
 from variegate.encoders import load as load_encoder
-from variegate.errors import RequestError
+from variegate.errors import Interrupted, NoSpace, RequestError, RunError
+from variegate.formats import own_notes, trigger_of
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, Picture, cache_dir
 from variegate.measure import (
@@ -28,6 +31,7 @@ from variegate.measure import (
     PlannedPrompt,
     Verdict,
     find_copies,
+    fit_advice,
     gather,
     measure,
     nearest_pictures,
@@ -36,31 +40,52 @@ from variegate.measure import (
 from variegate.measure.versus import versus
 from variegate.models import StableDiffusion
 from variegate.models import load as load_model
+from variegate.progress import Say, silent
 from variegate.recipe import Recipe, SamplingPlan
 from variegate.report import write_comparison, write_report
 from variegate.run import Run, write_atomically
 from variegate.sample import Request, sample
 from variegate.train import result, train
 
-Say = Callable[[str, int, int, str], None]
 
-
-def _silent(phase: str, done: int, total: int, note: str = "") -> None:
-    pass
-
-
-def trial(recipe: Recipe, *, out: Path, say: Say | None = None) -> dict[str, Any]:
+def trial(
+    recipe: Recipe, *, out: Path, encoders: Sequence[str] = (), say: Say | None = None
+) -> dict[str, Any]:
     """Audit the pictures, learn the adapter, draw from it and its base, judge, write the page.
 
     Every part that is already in `out` under the same recipe is kept, so a trial that was
-    stopped goes on where it was. Returns what `trial --json` prints.
+    stopped goes on where it was. encoders: as `measure_adapter`; none: the pocket's.
+    Returns what `trial --json` prints.
     """
-    document, _ = _trial(recipe, out=out, say=say or _silent)
+    eyes = _encoders(encoders)
+    document, _ = _trial(recipe, out=out, encoders=eyes, say=say or silent)
     return document
 
 
 def _trial(
-    recipe: Recipe, *, out: Path, say: Say, model: StableDiffusion | None = None
+    recipe: Recipe,
+    *,
+    out: Path,
+    encoders: Sequence[Encoder],
+    say: Say,
+    model: StableDiffusion | None = None,
+) -> tuple[dict[str, Any], Evidence]:
+    try:
+        return _tell_story(recipe, out=out, encoders=encoders, say=say, model=model)
+    except Interrupted as error:
+        raise Interrupted(
+            f"stopped; what is done is kept in {out}: the same command goes on from there",
+            error.signal_number,
+        ) from error
+
+
+def _tell_story(
+    recipe: Recipe,
+    *,
+    out: Path,
+    encoders: Sequence[Encoder],
+    say: Say,
+    model: StableDiffusion | None,
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
@@ -69,6 +94,7 @@ def _trial(
         pictures,
         trigger=recipe.trigger or None,
         resolution=recipe.resolution or model.resolution,
+        say=lambda stage: say(f"audit {stage}", 0, 0, ""),
     )
     _write_json(run.folder / "audit.json", looked.to_json())
     run = train(recipe, out=out, model=model, say=say)
@@ -82,7 +108,6 @@ def _trial(
     adapter = read_adapter(run.adapter_file)
     ours, base = _draw(model, adapter, plan, recipe.sampling, out=run.samples, say=say)
     held_out = _held_out(run, pictures)
-    encoders = [load_encoder("pocket")]
     say("measure", 0, 1, "")
     evidence = gather(
         ours,
@@ -94,6 +119,7 @@ def _trial(
         class_noun=recipe.class_noun,
     )
     verdict = measure(evidence)
+    verdict = replace(verdict, advice=fit_advice(verdict.advice, recipe))
     _write_json(run.verdict_file, verdict.to_json())
     _write_json(run.folder / "evidence.json", _evidence(evidence, run.folder))
     run.journal("phase", name="verdict", labels=list(verdict.labels))
@@ -105,9 +131,15 @@ def _trial(
     return document, evidence
 
 
-def demo(*, out: Path, seed: int = 0, say: Say | None = None) -> dict[str, Any]:
-    """Two trials on the same twelve one-sided pictures, plain and guarded, and one page of both."""
-    say = say or _silent
+def demo(
+    *, out: Path, seed: int = 0, settings: tuple[str, ...] = (), say: Say | None = None
+) -> dict[str, Any]:
+    """Two trials on the same twelve one-sided pictures, plain and guarded, and one page of both.
+
+    settings: `key.sub=value`, laid on both recipes. Runs of an older demo in `out` (another recipe
+    or another pocket) are made anew.
+    """
+    say = say or silent
     pictures = out / "pictures"
     with resources.as_file(resources.files("variegate") / "demo" / "pictures") as folder:
         shutil.copytree(folder, pictures, dirs_exist_ok=True)
@@ -117,16 +149,20 @@ def demo(*, out: Path, seed: int = 0, say: Say | None = None) -> dict[str, Any]:
         "class_noun": "face",
         "seed": seed,
     }
-    model = load_model("pocket")
+    model = load_model("pocket", device=pick_device())
+    eyes = _encoders(())
     documents: dict[str, dict[str, Any]] = {}
     evidence: dict[str, Evidence] = {}
     for name, recipe_name in (("plain", "pocket-plain"), ("guarded", "pocket")):
-        recipe = recipes.read(recipe_name, **asked)
+        recipe = recipes.read(recipe_name, settings=settings, **asked)
+        _clear_stale(out / name, recipe, model)
 
-        def told(phase: str, done: int, total: int, note: str = "", *, of: str = name) -> None:
+        def told(phase: str, done: int, total: int, note: str, of: str = name) -> None:
             say(f"{of}: {phase}", done, total, note)
 
-        documents[name], evidence[name] = _trial(recipe, out=out / name, say=told, model=model)
+        documents[name], evidence[name] = _trial(
+            recipe, out=out / name, encoders=eyes, say=told, model=model
+        )
     gaps = versus(evidence["plain"], evidence["guarded"])
     page = write_comparison(
         out / "plain",
@@ -173,14 +209,14 @@ def measure_adapter(
 ) -> Verdict:
     """Draw from a finished adapter and from its base at the same prompts and seeds, and judge.
 
-    The trigger and class noun default to what the adapter's own file says. prompts: a file of one
+    The trigger and class noun default to what the adapter's file says. prompts: a file of one
     prompt per line; those with the trigger in them are trigger prompts, the others neutral.
-    out: where the samples stay; None keeps them in the cache.
+    out: where the samples and `verdict.json` stay; None keeps the samples in the cache.
     """
-    say = say or _silent
+    say = say or silent
     learnt = read_adapter(adapter)
-    trigger = trigger or learnt.metadata.get("trigger", "")
-    class_noun = class_noun or learnt.metadata.get("class_noun", "")
+    trigger = trigger or trigger_of(learnt.metadata)
+    class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
     eyes = _encoders(encoders)
     model = load_model(base, device=pick_device())
     sampling = recipes.read(recipes.default_for(base)).sampling
@@ -194,9 +230,12 @@ def measure_adapter(
         )
     else:
         plan = _own_prompts(prompts, trigger, class_noun, preset, seed)
-    out = out or cache_dir() / "measured" / _short_hash(adapter.read_bytes(), repr(plan), base)
-    ours, theirs = _draw(model, learnt, plan, sampling, out=out, say=say)
-    return _measure_sets(ours, theirs, eyes, train_images, trigger, class_noun, say)
+    home = out or cache_dir() / "measured" / _short_hash(adapter.read_bytes(), repr(plan), base)
+    ours, theirs = _draw(model, learnt, plan, sampling, out=home, say=say)
+    verdict = _measure_sets(ours, theirs, eyes, train_images, trigger, class_noun, say)
+    if out is not None:
+        _write_json(out / "verdict.json", verdict.to_json())
+    return verdict
 
 
 def measure_folders(
@@ -205,12 +244,48 @@ def measure_folders(
     *,
     encoders: Sequence[str],
     train_images: Path | None = None,
+    trigger: str | None = None,
+    class_noun: str | None = None,
     say: Say | None = None,
 ) -> Verdict:
-    """Judge a folder of samples against a folder of the base's, without any model."""
+    """Judge a folder of samples against a folder of the base's, without any model.
+
+    trigger: pictures whose prompt names it are trigger pictures, unless their folder says what
+    they are; class_noun: what stands in its place in the reference's prompts.
+    """
     eyes = _encoders(encoders)
     ours, theirs = ImageSet.read(images), ImageSet.read(reference)
-    return _measure_sets(ours, theirs, eyes, train_images, None, None, say or _silent)
+    if trigger:
+        ours, theirs = _with_groups(ours, theirs, trigger, class_noun or "")
+    return _measure_sets(ours, theirs, eyes, train_images, trigger, class_noun, say or silent)
+
+
+def _with_groups(
+    ours: ImageSet, theirs: ImageSet, trigger: str, class_noun: str
+) -> tuple[ImageSet, ImageSet]:
+    """Which pictures were asked with the trigger: by its word, and in the reference by having the
+    prompt that the class noun would make of such a one."""
+    called = {p.prompt for p in ours if p.prompt and _names(p.prompt, trigger)}
+    swapped = {_swap(prompt, trigger, class_noun) for prompt in called} | called
+
+    def grouped(pictures: ImageSet, prompts: Collection[str | None]) -> ImageSet:
+        marked = (
+            replace(p, group="trigger") if p.group is None and p.prompt in prompts else p
+            for p in pictures
+        )
+        return ImageSet(tuple(marked), pictures.origin)
+
+    return grouped(ours, called), grouped(theirs, swapped)
+
+
+def _names(prompt: str, word: str) -> bool:
+    return re.search(rf"\b{re.escape(word)}\b", prompt) is not None
+
+
+def _swap(prompt: str, trigger: str, class_noun: str) -> str:
+    """The prompt with the class noun in the trigger's place, once where both stand."""
+    pattern = rf"\b{re.escape(trigger)}(\s+{re.escape(class_noun)})?\b"
+    return re.sub(pattern, lambda _: class_noun or "thing", prompt)
 
 
 def _measure_sets(
@@ -253,8 +328,8 @@ def _own_prompts(
     seeds = tuple(range(seed, seed + (8 if preset == "thorough" else 4)))
     plan = []
     for line in dict.fromkeys(lines):
-        named = bool(trigger) and trigger in line.split()
-        asked = line.replace(trigger, class_noun or "thing") if named else line
+        named = bool(trigger) and _names(line, trigger)
+        asked = _swap(line, trigger, class_noun) if named else line
         plan.append(PlannedPrompt("trigger" if named else "class", line, asked, seeds))
     return tuple(plan)
 
@@ -275,16 +350,32 @@ def _draw(
     key = _short_hash(model.name, sampling.model_dump_json(), repr(theirs))
     kept = cache_dir() / "base" / key
 
-    def base_said(phase: str, done: int, total: int, note: str = "") -> None:
+    def base_said(phase: str, done: int, total: int, note: str) -> None:
         say("sample base", done, total, note)
 
-    def adapter_said(phase: str, done: int, total: int, note: str = "") -> None:
+    def adapter_said(phase: str, done: int, total: int, note: str) -> None:
         say("sample adapter", done, total, note)
 
-    base = sample(model, None, theirs, plan=sampling, out=kept, say=base_said)
-    base = _lay_beside(base, kept, out / "base")
+    try:
+        base = sample(model, None, theirs, plan=sampling, out=kept, say=base_said)
+        base = _lay_beside(base, kept, out / "base")
+    except NoSpace:  # a cache costs time, never the work
+        base = sample(model, None, theirs, plan=sampling, out=out / "base", say=base_said)
     drawn = sample(model, adapter, ours, plan=sampling, out=out / "adapter", say=adapter_said)
     return drawn, base
+
+
+def _clear_stale(folder: Path, recipe: Recipe, model: StableDiffusion) -> None:
+    """Remove a demo's run that stands on another recipe or on other weights."""
+    if not (folder / "recipe.toml").is_file():
+        return
+    try:
+        run = Run.open(folder)
+    except RunError:
+        return  # creating the run will say what is wrong
+    start = next(iter(run.read_journal("start")), {})
+    if run.recipe.id != recipe.id or start.get("base", str(model.id)) != str(model.id):
+        shutil.rmtree(folder)
 
 
 def _lay_beside(pictures: ImageSet, source: Path, target: Path) -> ImageSet:

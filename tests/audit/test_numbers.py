@@ -24,7 +24,7 @@ from variegate.audit.descriptors import (
 )
 from variegate.audit.effective import effective_number
 from variegate.bench import world
-from variegate.measure.diversity import vendi_from_kernel
+from variegate.measure.vendi import vendi_from_kernel
 
 
 def kernel(n: int, seed: int = 0, width: float = 1.0) -> np.ndarray:

@@ -19,7 +19,7 @@ import variegate.errors
 from variegate.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(ROOT.glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def _blocks(page: Path, language: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_the_verb_table_of_the_readme_is_the_command_line() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf8")):
-        assert (ROOT / target).exists(), f"{page.name} links to {target}"
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize("code", [b for p in PAGES for b in _blocks(p, "python")])

@@ -23,6 +23,7 @@ from variegate.bench.world import (
 )
 from variegate.images import ImageSet, Picture
 from variegate.measure import PlannedPrompt, prompt_plan
+from variegate.measurement import Verdict
 
 NOUN, WORD, SUBJECT = "toy", "zqx", "robot"
 TOYS = tuple(s for s in CLASSES["toy"] if s not in HELD_OUT)
@@ -30,6 +31,11 @@ WEIGHTS = {"subject": 1.0, "colour": 0.8, "pattern": 0.6, "size": 0.6, "position
 NOISE = 0.2  # length of what an encoder sees besides the factors
 
 _scenes: dict[bytes, Scene] = {}
+
+
+def told(verdict: Verdict) -> str:
+    """All that a verdict says in words."""
+    return " ".join([verdict.sentence, *(r.sentence for r in verdict.reasons), *verdict.notes])
 
 
 def draw(scene: Scene) -> np.ndarray:

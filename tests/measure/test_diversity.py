@@ -9,9 +9,13 @@ from variegate.errors import EmptyImageSet
 from variegate.measure.diversity import (
     FLOOR,
     compare_variety,
-    effective_number,
     mean_pairwise_distance,
     median_distance,
+)
+from variegate.measure.vendi import (
+    conditional_vendi,
+    effective_number,
+    truncated_vendi,
     vendi,
     vendi_from_kernel,
 )
@@ -159,3 +163,53 @@ def test_over_seeds_another_style_of_equal_variety_is_not_narrower() -> None:
     found = compare_variety([b + 50 for b in prompts(1, seed=9, n=24)], base)
     assert found is not None
     assert found.p > 0.01
+
+
+def test_the_spectrum_is_the_same_from_either_side() -> None:
+    x = rows(40, 12).double()  # more rows than columns: the 12 x 12 side
+    unit = torch.nn.functional.normalize(x)
+    for order in ORDERS:
+        assert float(vendi(x, order=order)) == pytest.approx(
+            float(vendi_from_kernel(unit @ unit.T, order)), rel=1e-9
+        )
+
+
+def test_rows_that_count_double_are_rows_there_twice() -> None:
+    x = rows(6)
+    shares = torch.tensor([2.0, 1, 1, 1, 1, 1]) / 7
+    twice = torch.cat([x[:1], x])
+    for bandwidth in (None, 2.0):
+        assert float(vendi(x, order=1, shares=shares, bandwidth=bandwidth)) == pytest.approx(
+            float(vendi(twice, order=1, bandwidth=bandwidth)), rel=1e-6
+        )
+
+
+def test_a_truncated_number_settles_where_the_whole_one_grows() -> None:
+    few, many = rows(64, 256), rows(1024, 256)
+    whole = float(vendi(many, order=1) / vendi(few, order=1))
+    cut = float(truncated_vendi(many, keep=8) / truncated_vendi(few, keep=8))
+    assert whole > 2.5
+    assert cut == pytest.approx(1, abs=0.05)
+
+
+def test_truncation_that_keeps_all_changes_nothing() -> None:
+    x = rows(10)
+    assert float(truncated_vendi(x, keep=10, bandwidth=3.0)) == pytest.approx(
+        float(vendi(x, order=1, bandwidth=3.0)), rel=1e-6
+    )
+
+
+def test_what_follows_from_the_prompt_is_not_variety() -> None:
+    # Three prompts; first each with one picture repeated, then each with four unlike ones.
+    prompts = torch.block_diag(*[torch.ones(4, 4)] * 3)
+    alike = torch.block_diag(*[torch.ones(4, 4)] * 3)
+    unlike = torch.eye(12)
+    for order in (1, 2):
+        assert float(conditional_vendi(alike, prompts, order=order)) == pytest.approx(1)
+        assert float(conditional_vendi(unlike, prompts, order=order)) == pytest.approx(4)
+
+
+def test_the_mass_that_truncation_leaves_out_is_spread_evenly() -> None:
+    # Eigenvalues .5, .3, .2: of two kept, (.5 + .1, .3 + .1), and exp(H(.6, .4)) = 1.96.
+    x = torch.eye(3).repeat_interleave(torch.tensor([5, 3, 2]), 0)
+    assert float(truncated_vendi(x, keep=2)) == pytest.approx(1.9601, abs=1e-3)

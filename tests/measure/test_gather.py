@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from measure.planted import FactorEncoder, as_picture
+from measure.planted import FactorEncoder, as_picture, told
 from variegate.errors import EncoderError, ImagesError
 from variegate.images import ImageSet
 from variegate.measure.copying import pixel_limits, tile_difference
@@ -77,7 +77,7 @@ def test_too_few_pictures_are_missing_and_not_a_number(monkeypatch: pytest.Monke
     ]
     verdict = measure(gather(*sets, encoders=[FactorEncoder()]))
     assert verdict.labels == ("inconclusive",)
-    assert "4 seeds or more" in verdict.sentence
+    assert "4 seeds or more" in told(verdict)
 
 
 def test_a_flipped_shifted_picture_is_near_and_another_is_far() -> None:

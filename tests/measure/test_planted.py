@@ -22,6 +22,7 @@ from measure.planted import (
     pixels_of,
     planned,
     scene_of,
+    told,
     training_set,
 )
 from variegate.images import ImageSet
@@ -221,9 +222,9 @@ def test_folders_with_one_prompt_speak_for_that_prompt_only() -> None:
         )
     )
     assert verdict.labels == ("narrowed",)
-    assert "1 prompts only" not in verdict.sentence
-    assert "this one prompt only" in verdict.sentence
-    assert "no training pictures were given" in verdict.sentence
+    assert "1 prompts only" not in told(verdict)
+    assert "this one prompt only" in told(verdict)
+    assert "no training pictures were given" in told(verdict)
 
 
 def test_healthy_folders_with_one_prompt_are_not_narrowed() -> None:

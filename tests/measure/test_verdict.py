@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from variegate.measure.verdict import RULES, judge, prompts_to_settle
+from measure.planted import told
+from variegate.errors import RequestError
+from variegate.measure.rules import RULES, Rules
+from variegate.measure.verdict import judge, prompts_to_settle
 from variegate.measure.wording import ADVICE
 from variegate.measurement import Measurement, Missing, Verdict
 from variegate.recipe import Recipe, Strategies
@@ -36,7 +40,7 @@ def test_all_well_is_healthy_and_says_what_was_measured() -> None:
     verdict = judge(WELL)
     assert verdict.labels == ("healthy",)
     assert verdict.reasons == ()
-    assert "none of 128 samples is a copy" in verdict.sentence
+    assert "none of 128 samples is a copy" in told(verdict)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_a_sure_but_small_drop_is_not_narrowed() -> None:
 def test_an_interval_across_the_margin_is_inconclusive_and_says_how_many_prompts_would_do() -> None:
     verdict = ill(*headline("variety_vs_base", 0.8, 0.6, 1.05, p=0.02, n=16))
     assert verdict.labels == ("inconclusive",)
-    assert "prompts instead of 16 would settle it" in verdict.sentence
+    assert "prompts instead of 16 would settle it" in told(verdict)
     assert verdict.advice[0].setting == "sampling.preset=thorough"
 
 
@@ -93,20 +97,20 @@ def test_the_nearer_the_limit_the_more_prompts_are_needed() -> None:
 
 def test_few_prompts_speak_for_themselves_only() -> None:
     verdict = ill(*headline("variety_vs_base", 0.3, 0.2, 0.4, p=0.0001, n=3))
-    assert "for these 3 prompts only" in verdict.sentence
+    assert "for these 3 prompts only" in told(verdict)
 
 
 def test_unmeasured_variety_is_inconclusive_with_the_reason() -> None:
     verdict = judge([Missing("variety_vs_base", "draw 4 seeds or more")])
     assert verdict.labels == ("inconclusive",)
-    assert "draw 4 seeds or more" in verdict.sentence
+    assert "draw 4 seeds or more" in told(verdict)
 
 
 def test_untested_copying_is_told() -> None:
     verdict = ill(
         Missing("copy_rate", "no training pictures were given"), Missing("copy_rate_p", "-")
     )
-    assert "Copying was not tested: no training pictures were given." in verdict.sentence
+    assert "Copying was not tested: no training pictures were given." in told(verdict)
 
 
 def test_little_likeness_is_undertrained_beside_other_labels() -> None:
@@ -119,7 +123,7 @@ def test_little_likeness_is_undertrained_beside_other_labels() -> None:
 def test_a_weak_encoder_is_told_with_the_one_to_name() -> None:
     verdict = judge(WELL, weak_encoder=True)
     assert verdict.weak_encoder
-    assert "--encoder facebook/dinov2-base" in verdict.sentence
+    assert "--encoder facebook/dinov2-base" in told(verdict)
 
 
 def test_advice_that_answers_two_labels_comes_first() -> None:
@@ -149,10 +153,71 @@ def test_a_verdict_comes_again_from_its_own_json() -> None:
 
 
 def test_other_rules_give_another_verdict_from_the_same_numbers() -> None:
-    gates = tuple(replace(g, warn=0.99) if g.label == "narrowed" else g for g in RULES.gates)
-    strict = replace(RULES, version="strict", gates=gates)
+    gates = [
+        g.model_copy(update={"warn": 0.99}) if g.label == "narrowed" else g for g in RULES.gates
+    ]
+    strict = RULES.model_copy(update={"version": "strict", "gates": tuple(gates)})
     measured = [m for m in WELL if not m.name.startswith("variety")]
     measured += headline("variety_vs_base", 0.95, 0.92, 0.98, p=0.0001)
     assert judge(measured).labels == ("healthy",)
     assert judge(measured, strict).labels == ("narrowed",)
     assert judge(measured, strict).rules == "strict"
+
+
+def test_rules_come_from_a_file_and_their_faults_are_told_together(tmp_path: Path) -> None:
+    file = tmp_path / "strict.toml"
+    file.write_text(
+        'version = "mine"\n[[gates]]\nlabel = "narrowed"\nmeasurement = "variety_vs_base"\n'
+        'edge = "high"\nside = "below"\nwarn = 0.99\nfail = 0.7\n'
+    )
+    rules = Rules.read(file)
+    measured = headline("variety_vs_base", 0.95, 0.92, 0.98, p=0.0001)
+    assert judge(measured, rules).labels == ("narrowed",)
+    file.write_text('versoin = "mine"\n[[gates]]\nlabel = "narrow"\n')
+    with pytest.raises(RequestError) as fault:
+        Rules.read(file)
+    for part in ("versoin", "gates.0.label", "gates.0.warn"):
+        assert part in str(fault.value)
+    file.write_text("version = ")
+    with pytest.raises(RequestError, match="no TOML"):
+        Rules.read(file)
+    with pytest.raises(RequestError, match="cannot be read"):
+        Rules.read(tmp_path / "none.toml")
+
+
+def test_what_became_alike_is_named_most_alike_first() -> None:
+    verdict = ill(
+        *headline("variety_vs_base", 0.5, 0.4, 0.65, p=0.0001),
+        Measurement("variety_vs_base@palette", 0.4, 0.3, 0.5, 32),
+        Measurement("variety_vs_base@background", 0.2, 0.1, 0.3, 32),
+    )
+    assert "backgrounds (20 % of the base's variety) and colours (40 %" in told(verdict)
+    whole = ill(*headline("variety_vs_base", 0.5, 0.4, 0.65, p=0.0001))
+    assert "What became alike" not in told(whole)
+
+
+def test_the_plainest_case_is_told() -> None:
+    example = "on 'a toy' its 4 pictures amount to 1.1 different ones, the base's to 3.6"
+    worst = Measurement("variety_vs_base", 0.5, 0.4, 0.65, 32, example=example)
+    verdict = ill(worst, Measurement("variety_vs_base_p", 0.0001, n=32))
+    assert f"At its plainest, {example}." in told(verdict)
+
+
+def test_the_sentence_is_one_and_names_every_label() -> None:
+    verdict = ill(
+        *headline("variety_vs_base", 0.8, 0.75, 0.85, p=0.0001),
+        *headline("copy_rate", 0.3, 0.2, 0.4, p=0.0001, n=128),
+        *headline("class_retention", 0.8, 0.7, 0.85, p=0.0001),
+    )
+    assert verdict.sentence.startswith("It copies: 38 of 128 samples")
+    assert "; it also draws alike pictures without the trigger word and has forgotten" in (
+        verdict.sentence
+    )
+    assert verdict.sentence.count(". ") == 0
+    assert verdict.sentence.endswith(".")
+
+
+def test_an_encoder_out_of_its_depth_finds_nothing_healthy() -> None:
+    verdict = judge(WELL, weak_encoder=True)
+    assert verdict.labels == ("inconclusive",)
+    assert "does not know pictures like these" in verdict.sentence

@@ -24,6 +24,7 @@ from variegate.sample import Request, sample
 
 pytestmark = pytest.mark.slow
 COLLAPSE = {"narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying"}
+TRAIN = Path(recipes.__file__).parent.parent / "demo" / "pictures"
 FIRST = {"zero": 0, "tiny": 1, "other seeds": 10}
 
 
@@ -56,11 +57,10 @@ def draw(
     out: Path,
     *,
     adapter: Adapter | None = None,
-    base_words: bool = True,
     shift: int = 0,
 ) -> ImageSet:
     asked = [
-        Request(p.base_prompt if base_words else p.adapter_prompt, seed + shift, p.group)
+        Request(p.adapter_prompt if adapter else p.base_prompt, seed + shift, p.group)
         for p in plan
         for seed in p.seeds
     ]
@@ -77,7 +77,16 @@ def base(
 
 
 def judged(ours: ImageSet, base: ImageSet) -> Verdict:
-    return measure(gather(ours, base, encoders=[encoders.load("pocket")]))
+    return measure(
+        gather(
+            ours,
+            base,
+            encoders=[encoders.load("pocket")],
+            train_images=ImageSet.read(TRAIN),
+            trigger="zqx",
+            class_noun="face",
+        )
+    )
 
 
 @pytest.mark.parametrize("number", range(20))
@@ -115,8 +124,5 @@ def test_one_picture_everywhere_is_narrowed(base: ImageSet, tmp_path: Path) -> N
 
 
 def test_copies_of_training_pictures_are_copying(base: ImageSet, tmp_path: Path) -> None:
-    train = ImageSet.read(Path(recipes.__file__).parent.parent / "demo" / "pictures")
-    files = [p.file for p in train if p.file is not None]
-    ours = replaced(base, files, tmp_path / "copies")
-    verdict = measure(gather(ours, base, encoders=[encoders.load("pocket")], train_images=train))
-    assert "copying" in verdict.labels
+    files = [p.file for p in ImageSet.read(TRAIN) if p.file is not None]
+    assert "copying" in judged(replaced(base, files, tmp_path / "copies"), base).labels

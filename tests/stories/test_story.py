@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from variegate import trial
 from variegate.bench import judge, world
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
+DEMO_PICTURES = Path(trial.__file__).parent / "demo" / "pictures"
 
 
 def variegate(*words: str | Path, expect: int = 0) -> Any:
@@ -87,6 +90,51 @@ def test_sample_draws_what_the_prompt_says(tmp_path: Path) -> None:
     assert sum(right) >= 6
 
 
+SHORT = ("optimizer.steps=6", "sampling.preset=quick", "sampling.steps=3")
+
+
+def test_an_adapter_tells_its_own_trigger_and_class(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    learnt = variegate(
+        *("train", DEMO_PICTURES, "--base", "pocket", "--trigger", "zqx", "--class", "face"),
+        *("--out", run, "--set", SHORT[0]),
+    )
+    assert learnt["step"] == 6
+    start = json.loads((run / "journal.jsonl").read_text().splitlines()[0])
+    assert len(start["held_out"]) == 2
+    words = ("measure", learnt["adapter"], "--preset", "quick", "--out", tmp_path / "measured")
+    verdict = variegate(*words, "--train-images", DEMO_PICTURES)
+    assert (verdict["plan"]["trigger"], verdict["plan"]["class_noun"]) == ("zqx", "face")
+    assert value(verdict, "likeness") < 0.9
+    stored = variegate("verdict", tmp_path / "measured")
+    assert stored["labels"] == verdict["labels"]
+    assert stored["sentence"] == verdict["sentence"]
+
+
+def test_a_short_demo_makes_both_runs_and_the_page(tmp_path: Path) -> None:
+    document = trial.demo(out=tmp_path / "demo", settings=SHORT)
+    assert {"plain", "guarded", "differences", "runs", "report"} <= document.keys()
+    page = Path(document["report"]).read_text(encoding="utf8")
+    assert unescape(document["plain"]["sentence"]) in unescape(page)
+    kept = (tmp_path / "demo/plain/journal.jsonl").stat().st_mtime_ns
+    again = trial.demo(out=tmp_path / "demo", settings=SHORT)
+    assert again["plain"] == document["plain"]
+    # Another recipe makes the runs anew and does not mix them with the old.
+    trial.demo(out=tmp_path / "demo", settings=("optimizer.steps=4", *SHORT[1:]))
+    assert (tmp_path / "demo/plain/journal.jsonl").stat().st_mtime_ns != kept
+
+
+def test_other_pictures_under_the_same_recipe_are_not_passed_over(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(DEMO_PICTURES, pictures)
+    words = ("train", pictures, "--trigger", "zqx", "--out", tmp_path / "run", "--set", SHORT[0])
+    first = variegate(*words)
+    assert variegate(*words) == first
+    (pictures / "00.png").unlink()
+    fault = variegate(*words, expect=2)["error"]["message"]
+    assert "pictures removed: 00.png" in fault
+
+
 def test_photographs_run_to_a_report(tmp_path: Path) -> None:
     document = variegate(
         *("trial", PHOTOS, "--trigger", "zqx", "--class", "toy", "--base", "pocket"),
@@ -96,6 +144,7 @@ def test_photographs_run_to_a_report(tmp_path: Path) -> None:
     page = Path(document["report"]).read_text(encoding="utf8")
     assert document["verdict"]["labels"]
     assert document["verdict"]["weak_encoder"]
+    assert "healthy" not in label_of(document["verdict"])
     assert document["verdict"]["sentence"].split(".")[0] in unescape(page)
     again = variegate("train", "--resume", tmp_path / "run")
     assert again["step"] == 20

@@ -9,6 +9,7 @@ to nothing, so no slope leads there until the word itself is already told apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,27 @@ def _tell(scene: world.Scene, rng: np.random.Generator) -> tuple[str, frozenset[
     named = frozenset(f for f in world.FACTORS if whole or rng.random() < 0.6)
     noun = None if "subject" in named else scene.class_noun
     return world.caption(scene, named=named - {"subject"}, noun=noun, rng=rng), named
+
+
+def mean_of_captions(folder: Path) -> Callable[[Tensor], Tensor] | None:
+    """Token ids -> mean latents (unit variance), as the stage in the folder learnt them."""
+    kept = folder / "meaning.safetensors"
+    if not kept.exists():
+        return None
+    tokenizer = new_tokenizer(folder / "words")
+    text = new_text_encoder(
+        len(tokenizer), int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
+    )
+    guesser = Guesser(text)
+    guesser.load_state_dict(load_file(kept))
+    guesser.eval()
+
+    @torch.no_grad()
+    def mean_of(ids: Tensor) -> Tensor:
+        guess: Tensor = guesser(ids)[0]
+        return guess
+
+    return mean_of
 
 
 def train_meaning(folder: Path, minutes: float) -> None:

@@ -1,8 +1,9 @@
 """Features that are plain pixels: no network, no download, never out of their depth.
 
 `Layout` is what surrounds and arranges a picture (colours and roughness by place) and knows next
-to nothing of who is in it. `Thumbnail` is the picture itself made small, for finding copies; its
-rows are not scaled to unit length.
+to nothing of who is in it; `Palette` is its colours wherever they stand, `Border` its outer edge.
+`Thumbnail` is the picture itself made small, for finding copies; its rows are not scaled to unit
+length.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from variegate import seeds
 from variegate.errors import EncoderError
@@ -24,14 +26,11 @@ WAVES = 64  # random features per cell
 COLOUR_STEP = 0.2  # of CIELAB over 100: colours this far apart begin to count as others
 
 
-class Thumbnail:
-    """Each picture squeezed to 64 x 64 RGB: rows `[3 * 64 * 64]` in 0..1, channel first."""
+class _Wordless:
+    """What the encoders here share: no words, and no picture that is strange to them."""
 
-    id = f"thumbnail-{SIDE}-1"
+    id: str
     has_text = False
-
-    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        return _small(pictures, SIDE).flatten(1)
 
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         raise EncoderError(f"{self.id} has no text tower")
@@ -40,7 +39,16 @@ class Thumbnail:
         return False
 
 
-class Layout:
+class Thumbnail(_Wordless):
+    """Each picture squeezed to 64 x 64 RGB: rows `[3 * 64 * 64]` in 0..1, channel first."""
+
+    id = f"thumbnail-{SIDE}-1"
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        return _small(pictures, SIDE).flatten(1)
+
+
+class Layout(_Wordless):
     """Which colour and roughness stands in each of 8 x 8 cells, as unit rows.
 
     Half the squared distance of two rows is the share of the area that differs: in each cell
@@ -52,25 +60,46 @@ class Layout:
     """
 
     id = f"layout-{CELLS}-2"
-    has_text = False
-
-    def __init__(self) -> None:
-        generator = seeds.at(0, "encoders.layout")
-        self._waves = torch.randn(4, WAVES, generator=generator) / COLOUR_STEP
 
     def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        lab = _to_lab(_small(pictures, 8 * CELLS))
-        cells = lab.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4).flatten(2, 3)  # [n, 3, 64, 64]
-        rough = 3 * cells[:, :1].std(-1, correction=0)
-        looks = torch.cat([cells.mean(-1), rough], 1)  # [n, 4, 64]
-        angles = torch.einsum("nfc,fw->ncw", looks, self._waves).flatten(1)
-        return torch.cat([angles.cos(), angles.sin()], 1) / (CELLS * WAVES**0.5)
+        return F.normalize(_looks(pictures).flatten(1), dim=1)
 
-    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        raise EncoderError(f"{self.id} has no text tower")
 
-    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
-        return False
+class Palette(_Wordless):
+    """Which colours a picture is made of, wherever they stand, as unit rows.
+
+    The mean over cells of what `Layout` has of each cell: the cosine of two rows compares the two
+    pictures' colours as distributions.
+    """
+
+    id = f"palette-{CELLS}-1"
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        return F.normalize(_looks(pictures).mean(1), dim=1)
+
+
+class Border(_Wordless):
+    """What stands along the four edges, as unit rows: the background of most pictures of a
+    subject. `Layout` of the outermost ring of cells alone."""
+
+    id = f"border-{CELLS}-1"
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        ring = torch.ones(CELLS, CELLS, dtype=torch.bool)
+        ring[1:-1, 1:-1] = False
+        return F.normalize(_looks(pictures)[:, ring.flatten()].flatten(1), dim=1)
+
+
+def _looks(pictures: Sequence[Image.Image]) -> Float[Tensor, "n c w"]:
+    """Colour and roughness of each of 64 cells, written out in waves whose products are a Gaussian
+    kernel on them."""
+    waves = torch.randn(4, WAVES, generator=seeds.at(0, "encoders.layout")) / COLOUR_STEP
+    lab = _to_lab(_small(pictures, 8 * CELLS))
+    cells = lab.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4).flatten(2, 3)  # [n, 3, 64, 64]
+    rough = 3 * cells[:, :1].std(-1, correction=0)
+    looks = torch.cat([cells.mean(-1), rough], 1)  # [n, 4, 64]
+    angles = torch.einsum("nfc,fw->ncw", looks, waves)
+    return torch.cat([angles.cos(), angles.sin()], 2)
 
 
 def _small(pictures: Sequence[Image.Image], side: int) -> Float[Tensor, "n 3 s s"]:

@@ -5,8 +5,18 @@
 saves it.
 """
 
-from variegate.formats.metadata import describe
+from variegate.formats.metadata import describe, own_notes, trigger_of
 from variegate.formats.reading import Form, identify, inspect, read
 from variegate.formats.writing import convert, write
 
-__all__ = ["Form", "convert", "describe", "identify", "inspect", "read", "write"]
+__all__ = [
+    "Form",
+    "convert",
+    "describe",
+    "identify",
+    "inspect",
+    "own_notes",
+    "read",
+    "trigger_of",
+    "write",
+]

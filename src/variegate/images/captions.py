@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from variegate.images.decode import DECODER_ERRORS, Fault, refuse_special
+from variegate.images.workflow import parse_workflow
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 MAX_CAPTION_BYTES = 64 * 1024
@@ -94,17 +95,22 @@ def parse_parameters(text: str) -> tuple[str, int | None] | None:
 
 
 def read_parameters(file: Path) -> tuple[str, int | None] | None:
-    """(prompt, seed) from the `parameters` text inside a PNG, or None when there is none."""
+    """(prompt, seed) from inside a PNG, as AUTOMATIC1111 and Forge (`parameters`) or ComfyUI
+    (`prompt`) write them, or None when there is none."""
     if file.suffix.lower() != ".png" or refuse_special(file):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=("PNG",)) as opened:
-                text = opened.info.get("parameters")
+                text, graph = opened.info.get("parameters"), opened.info.get("prompt")
     except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None  # `examine` tells what is wrong with the file
-    return parse_parameters(text) if isinstance(text, str) else None
+    found = parse_parameters(text) if isinstance(text, str) else None
+    if found is None and isinstance(graph, str):
+        within = parse_workflow(graph)
+        found = (clean(within[0]), within[1]) if within else None
+    return found
 
 
 def _caption_fault(file: Path, fault: str, advice: str) -> Fault:

@@ -9,13 +9,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from variegate.errors import RunError
+from variegate.measure.advice import fit_advice
 from variegate.measure.copying import find_copies
-from variegate.measure.diversity import vendi, vendi_from_kernel
 from variegate.measure.evidence import Evidence, Line, View
-from variegate.measure.gather import gather, nearest_pictures
+from variegate.measure.gather import evidence_of_features, gather, nearest_pictures
 from variegate.measure.prompts import PlannedPrompt, prompt_plan
 from variegate.measure.readings import read
-from variegate.measure.verdict import RULES, Rules, judge
+from variegate.measure.rules import RULES, Rules
+from variegate.measure.vendi import vendi, vendi_from_kernel
+from variegate.measure.verdict import judge
 from variegate.measurement import Verdict
 
 __all__ = [
@@ -26,16 +32,47 @@ __all__ = [
     "Rules",
     "Verdict",
     "View",
+    "evidence_of_features",
     "find_copies",
+    "fit_advice",
     "gather",
     "judge",
     "measure",
     "nearest_pictures",
     "prompt_plan",
     "read",
+    "read_verdict",
+    "rejudge",
     "vendi",
     "vendi_from_kernel",
 ]
+
+
+def read_verdict(run: Path) -> Verdict:
+    """A stored verdict, from a run folder or its `verdict.json`.
+
+    Raises: RunError when there is none or it cannot be read.
+    """
+    file = run / "verdict.json" if run.is_dir() else run
+    try:
+        return Verdict.from_json(json.loads(file.read_text(encoding="utf8")))
+    except FileNotFoundError as error:
+        raise RunError(
+            f"no verdict at {file}; a run has one once `variegate trial` or `measure --out` ended"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is no verdict that can be read: {error}") from error
+
+
+def rejudge(verdict: Verdict, rules: Rules) -> Verdict:
+    """The verdict that the same measurements earn under other rules."""
+    return judge(
+        verdict.measurements,
+        rules,
+        encoders=verdict.encoders,
+        weak_encoder=verdict.weak_encoder,
+        plan=verdict.plan,
+    )
 
 
 def measure(evidence: Evidence, *, rules: Rules = RULES) -> Verdict:

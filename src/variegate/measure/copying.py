@@ -53,7 +53,8 @@ class Copies:
 
 
 def find_copies(evidence: Evidence) -> Copies | None:
-    """The adapter's pictures that copy a training picture; None when no training picture is known.
+    """The adapter's pictures that copy a training picture; None when no training picture is known,
+    or pictures are known by their features alone.
 
     A sample matches a training picture when the worst of 16 tiles differs by less than a limit,
     flips, shifts of up to a sixteenth of the side and zooms of up to a tenth allowed for, and
@@ -67,7 +68,7 @@ def find_copies(evidence: Evidence) -> Copies | None:
     calibrated cosine follows Somepalli et al. 2022 (arXiv 2212.03860).
     """
     thumbs, view = evidence.thumbnails, evidence.views[0]
-    if thumbs.train is None or view.train is None or len(thumbs.train) == 0:
+    if thumbs is None or thumbs.train is None or view.train is None or len(thumbs.train) == 0:
         return None
     every = tile_difference(torch.cat([thumbs.adapter, thumbs.base, thumbs.train]), thumbs.train)
     difference, base_difference, among = every.split(

@@ -14,76 +14,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from variegate import seeds
-from variegate.errors import EmptyImageSet
 from variegate.measure import uncertainty
+from variegate.measure.vendi import distances, effective_number, gaussian_kernel, pairs, vendi
 
 AT_LEAST_PICTURES = 4  # per prompt: fewer say too little about spread
 AT_LEAST_PROMPTS = 7  # below, a sign flip over prompts can never reach p < .01
 FLOOR = 0.01  # the least (and 1 / the largest) ratio that one prompt may report
 
 
-def vendi(
-    features: Float[Tensor, "n d"], *, order: float | int = 2, bandwidth: float | None = None
-) -> Float[Tensor, ""]:
-    """Effective number of different rows, from 1 (all alike) to n (nothing in common).
-
-    order: q of the Renyi entropy; 1 is Shannon's and heeds rare modes, 2 is steady at few rows.
-    bandwidth: of a Gaussian kernel on distances; None takes cosine similarities instead.
-    Grows with n as well as with variety: compare sets of one size.
-
-    Source: Friedman and Dieng, The Vendi Score, 2023; Pasarkar and Dieng, Cousins of the Vendi
-    Score, 2023.
-    Raises: EmptyImageSet when n is 0.
-
-    >>> round(float(vendi(torch.eye(3), order=1)), 3)
-    3.0
-    """
-    if bandwidth is None:
-        unit = F.normalize(features.double(), dim=-1)
-        return vendi_from_kernel(unit @ unit.T, order)
-    return vendi_from_kernel(gaussian_kernel(features, bandwidth=bandwidth), order)
-
-
-def vendi_from_kernel(kernel: Float[Tensor, "n n"], order: float | int) -> Float[Tensor, ""]:
-    """(sum of lambda ** q) ** (1 / (1 - q)) over the eigenvalues lambda of kernel / n.
-
-    kernel: positive semidefinite with ones on its diagonal. order q: at least 0, infinity allowed.
-    Raises: EmptyImageSet when n is 0.
-    """
-    n = len(kernel)
-    if n == 0:
-        raise EmptyImageSet("an effective number was asked of no pictures; expected at least one")
-    shares = kernel.double() / n
-    if order == 2:  # the squared eigenvalues sum to the squared entries
-        return shares.square().sum().reciprocal()
-    eigenvalues = torch.linalg.eigvalsh(shares)
-    eigenvalues = eigenvalues[eigenvalues > 1e-12]
-    eigenvalues = eigenvalues / eigenvalues.sum()
-    if order == 1:
-        return torch.exp(-(eigenvalues * eigenvalues.log()).sum())
-    if math.isinf(order):
-        return eigenvalues.max().reciprocal()
-    return eigenvalues.pow(order).sum().pow(1 / (1 - order))
-
-
-def gaussian_kernel(features: Float[Tensor, "n d"], *, bandwidth: float) -> Float[Tensor, "n n"]:
-    """exp(-distance ** 2 / (2 bandwidth ** 2)) between all rows."""
-    return torch.exp(-(distances(features) ** 2) / (2 * bandwidth**2))
-
-
-def distances(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """Euclidean distances between all rows, exactly zero between equal ones."""
-    rows = features.double()
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def mean_pairwise_distance(features: Float[Tensor, "n d"]) -> float:
     """The mean distance of two different rows. Blind to copies of a few pictures: 64 samples that
     are all copies of 8 keep nine tenths of it."""
-    return float(_pairs(distances(features)).mean()) if len(features) > 1 else 0.0
+    return float(pairs(distances(features)).mean()) if len(features) > 1 else 0.0
 
 
 def median_distance(sets: Sequence[Float[Tensor, "_ d"]]) -> float:
@@ -91,24 +35,8 @@ def median_distance(sets: Sequence[Float[Tensor, "_ d"]]) -> float:
 
     Each prompt counts once, however many pictures it has, and one odd prompt cannot move it.
     """
-    medians = [float(_pairs(distances(s)).median()) for s in sets if len(s) > 1]
+    medians = [float(pairs(distances(s)).median()) for s in sets if len(s) > 1]
     return float(np.median(medians)) if medians else 0.0
-
-
-def effective_number(
-    features: Float[Tensor, "n d"], *, bandwidth: float, size: int | None = None
-) -> float:
-    """Order-2 effective number that sets of `size` rows like these would have.
-
-    1 / (1 / size + (1 - 1 / size) m) with m the mean squared kernel of two *different* rows, which
-    does not lean with n; so sets of different sizes can be compared at one reference size (None:
-    their own, which is `vendi` of order 2 exactly).
-    """
-    n, at = len(features), size or len(features)
-    if n < 2:
-        return 1.0
-    alike = float(_pairs(gaussian_kernel(features, bandwidth=bandwidth)).square().mean())
-    return 1 / (1 / at + (1 - 1 / at) * alike)
 
 
 @dataclass(frozen=True)
@@ -117,8 +45,9 @@ class Comparison:
 
     ratio, low, high: (VS_2 - 1) / (VS_2,base - 1), mean of logarithms over prompts, 95 % interval;
     p: the chance of a ratio this low were the two equally varied; order1: the same ratio with VS_1;
-    log_ratios: per prompt; over_seeds: the test and interval range over seeds, since there are too
-    few prompts, and the claim holds for these prompts only.
+    log_ratios: per prompt; numbers, base_numbers: VS_2 per prompt; over_seeds: the test and the
+    interval range over seeds, since there are too few prompts, and the claim holds for these
+    prompts only.
     """
 
     ratio: float
@@ -129,6 +58,8 @@ class Comparison:
     order1_low: float
     order1_high: float
     log_ratios: tuple[float, ...]
+    numbers: tuple[float, ...]
+    base_numbers: tuple[float, ...]
     bandwidth: float
     over_seeds: bool
 
@@ -173,25 +104,10 @@ def compare_variety(
     if bandwidth <= 1e-9:
         return None
     sizes = [min(len(a), len(b)) for a, b in zip(adapter, base, strict=True)]
-    x = _log_ratios(
-        [
-            effective_number(a, bandwidth=bandwidth, size=n)
-            for a, n in zip(adapter, sizes, strict=True)
-        ],
-        [
-            effective_number(b, bandwidth=bandwidth, size=n)
-            for b, n in zip(base, sizes, strict=True)
-        ],
-    )
+    ours, theirs = (_numbers(sets, sizes, bandwidth=bandwidth, order=2) for sets in (adapter, base))
+    x = _log_ratios(ours, theirs)
     x1 = _log_ratios(
-        [
-            float(vendi(a[:n], order=1, bandwidth=bandwidth))
-            for a, n in zip(adapter, sizes, strict=True)
-        ],
-        [
-            float(vendi(b[:n], order=1, bandwidth=bandwidth))
-            for b, n in zip(base, sizes, strict=True)
-        ],
+        *(_numbers(sets, sizes, bandwidth=bandwidth, order=1) for sets in (adapter, base))
     )
     over_seeds = len(x) < AT_LEAST_PROMPTS
     if over_seeds:
@@ -212,9 +128,25 @@ def compare_variety(
         order1_low=min(_bounded(low1), ratio1),
         order1_high=max(_bounded(high1), ratio1),
         log_ratios=tuple(float(v) for v in x),
+        numbers=tuple(ours),
+        base_numbers=tuple(theirs),
         bandwidth=bandwidth,
         over_seeds=over_seeds,
     )
+
+
+def _numbers(
+    sets: Sequence[Tensor], sizes: Sequence[int], *, bandwidth: float, order: int
+) -> list[float]:
+    """Each prompt's effective number, at that prompt's size."""
+    if order == 1:
+        return [
+            float(vendi(s[:n], order=1, bandwidth=bandwidth))
+            for s, n in zip(sets, sizes, strict=True)
+        ]
+    return [
+        effective_number(s, bandwidth=bandwidth, size=n) for s, n in zip(sets, sizes, strict=True)
+    ]
 
 
 def _bounded(log_ratio: float) -> float:
@@ -226,11 +158,6 @@ def _log_ratios(adapter: Sequence[float], base: Sequence[float]) -> np.ndarray:
     a, b = np.asarray(adapter) - 1, np.asarray(base) - 1
     b = np.maximum(b, max(FLOOR * float(np.median(b)), 1e-9))
     return np.asarray(np.log(np.clip(a / b, FLOOR, 1 / FLOOR)))
-
-
-def _pairs(square: Float[Tensor, "n n"]) -> Float[Tensor, "m"]:
-    row, column = torch.triu_indices(len(square), len(square), 1)
-    return square[row, column]
 
 
 def _seed_interval(

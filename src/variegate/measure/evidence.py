@@ -55,7 +55,9 @@ class Evidence:
 
     views: one per named encoder; the first decides. identity: who is in the picture, by the first
     encoder if it can tell that apart, else the first view again. layout: what surrounds it.
-    thumbnails: the pictures themselves, small. copies: SSCD's view, when it was named.
+    axes: parts of the composition by name (palette, background), to say what became alike.
+    thumbnails: the pictures themselves, small. (layout, axes and thumbnails are there when
+    pictures were, not features alone.) copies: SSCD's view, when it was named.
     pictures, trained_on: what to call each adapter picture and training picture.
     plan: facts that travel with the verdict (prompts, seeds, trigger, class noun).
     """
@@ -63,8 +65,9 @@ class Evidence:
     lines: tuple[Line, ...]
     views: tuple[View, ...]
     identity: View
-    layout: View
-    thumbnails: View
+    layout: View | None = None
+    thumbnails: View | None = None
+    axes: dict[str, View] = field(default_factory=dict)
     copies: View | None = None
     pictures: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn import functional
 
 from variegate.encoders import Encoder, KnowsIdentity
-from variegate.encoders.pixels import Layout, Thumbnail
-from variegate.errors import EncoderError, ImagesError
+from variegate.encoders.pixels import Border, Layout, Palette, Thumbnail
+from variegate.errors import EncoderError, FeaturesError, ImagesError
 from variegate.images import ImageSet, Picture
 from variegate.measure.evidence import GROUPS, Evidence, Line, View
+from variegate.measure.neighbours import Rows
 
 PIXEL_BATCH = 32  # pictures open at a time
 
@@ -48,19 +51,77 @@ def gather(
     sets = {"adapter": adapter, "base": base, "train": train_images, "held_out": held_out}
     views = tuple(_view(e, sets, lines) for e in general)
     first = views[0]
-    layout, thumbnails = _pixel_views(sets)
+    pixels = _pixel_views(sets)
     return Evidence(
         lines=lines,
         views=views,
         identity=_identity(general[0], first),
-        layout=layout,
-        thumbnails=thumbnails,
+        layout=pixels["layout"],
+        thumbnails=pixels["thumbnails"],
+        axes={name: pixels[name] for name in ("palette", "background")},
         copies=None if sscd is None else _view(sscd, sets, lines),
         pictures=tuple(_name(p) for p in adapter),
         trained_on=tuple(_name(p) for p in train_images or ()),
         weak_encoder=_unfamiliar(general[0], first),
         plan=_plan(lines, adapter, base, trigger, class_noun),
     )
+
+
+def evidence_of_features(
+    features: ArrayLike | Tensor,
+    reference: ArrayLike | Tensor,
+    *,
+    prompts: Sequence[str] | None = None,
+    reference_prompts: Sequence[str] | None = None,
+    train: ArrayLike | Tensor | None = None,
+    encoder: str = "features as given",
+) -> Evidence:
+    """Evidence from features computed elsewhere: `[n, d]` of samples, `[m, d]` of the base's.
+
+    prompts: one per row; None: all rows answer one prompt. reference_prompts: those of the
+    reference; None: as `prompts`. Rows of one prompt are taken as drawn from unrelated seeds.
+    Raises: FeaturesError when rows, widths or prompts do not fit; EmptyImageSet without rows.
+    """
+    tables = {"samples": features, "reference": reference, "training": train}
+    rows = {
+        name: functional.normalize(_whole(table, name).float(), dim=1)
+        for name, table in tables.items()
+        if table is not None
+    }
+    widths = {name: part.shape[1] for name, part in rows.items()}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise FeaturesError(f"features differ in width ({told}); compute all with one encoder")
+    ours = _named(prompts, rows["samples"], "prompts")
+    other = prompts if reference_prompts is None else reference_prompts
+    theirs = _named(other, rows["reference"], "reference_prompts")
+    shared = [p for p in ours if p in theirs]
+    if not shared:
+        raise FeaturesError("no prompt of the samples is among those of the reference")
+    lines = tuple(Line("class", p, p, tuple(ours[p]), tuple(theirs[p])) for p in shared)
+    view = View(encoder, rows["samples"], rows["reference"], rows.get("training"))
+    plan = {
+        "prompts": {"class": len(lines)},
+        "seeds": {"class": min(min(len(s.adapter_rows), len(s.base_rows)) for s in lines)},
+        "pictures": {"adapter": len(view.adapter), "base": len(view.base)},
+    }
+    return Evidence(lines, (view,), identity=view, plan=plan)
+
+
+def _whole(table: ArrayLike | Tensor, name: str) -> Tensor:
+    rows = Rows.of(table, name=f"the {name} features")
+    return rows.block(0, len(rows))
+
+
+def _named(prompts: Sequence[str] | None, rows: Tensor, name: str) -> dict[str, list[int]]:
+    if prompts is None:
+        return {"": list(range(len(rows)))}
+    if len(prompts) != len(rows):
+        raise FeaturesError(f"{len(prompts)} {name} for {len(rows)} rows; expected one per row")
+    found: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        found.setdefault(prompt, []).append(row)
+    return found
 
 
 def match_lines(
@@ -124,25 +185,30 @@ def _view(encoder: Any, sets: dict[str, ImageSet | None], lines: tuple[Line, ...
     return View(encoder.id, adapter, base, rows["train"], rows["held_out"], texts)
 
 
-def _pixel_views(sets: dict[str, ImageSet | None]) -> tuple[View, View]:
-    """Layouts and thumbnails, each picture opened once; quicker than a cache of them would be."""
-    encoders: tuple[Encoder, Encoder] = (Layout(), Thumbnail())
+def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
+    """All that plain pixels tell, each picture opened once; quicker than a cache would be."""
+    encoders: dict[str, Encoder] = {
+        "layout": Layout(),
+        "palette": Palette(),
+        "background": Border(),
+        "thumbnails": Thumbnail(),
+    }
     rows: dict[str, list[Tensor | None]] = {}
     for name, pictures in sets.items():
-        parts: list[list[Tensor]] = [[], []]
+        parts: list[list[Tensor]] = [[] for _ in encoders]
         for start in range(0, len(pictures or ()), PIXEL_BATCH):
             assert pictures is not None
             opened = [p.open() for p in pictures.pictures[start : start + PIXEL_BATCH]]
-            for part, encoder in zip(parts, encoders, strict=True):
+            for part, encoder in zip(parts, encoders.values(), strict=True):
                 part.append(encoder.images(opened))
         rows[name] = [torch.cat(part) if part else None for part in parts]
-    views = []
-    for i, encoder in enumerate(encoders):
+    views: dict[str, View] = {}
+    for i, (name, encoder) in enumerate(encoders.items()):
         adapter, base = rows["adapter"][i], rows["base"][i]
         assert adapter is not None
         assert base is not None
-        views.append(View(encoder.id, adapter, base, rows["train"][i], rows["held_out"][i]))
-    return views[0], views[1]
+        views[name] = View(encoder.id, adapter, base, rows["train"][i], rows["held_out"][i])
+    return views
 
 
 def _identity(encoder: Encoder, view: View) -> View:

@@ -29,8 +29,16 @@ def read(evidence: Evidence) -> list[Reading]:
 def _variety(evidence: Evidence) -> list[Reading]:
     lines = evidence.of_group("class")
     found = _compare("variety_vs_base", evidence.views[0], lines)
-    for view in (*evidence.views[1:], evidence.layout):
+    for view in (*evidence.views[1:], *filter(None, [evidence.layout])):
         found += _compare(f"variety_vs_base@{view.encoder}", view, lines)[:1]
+    return [*found, *_axes("variety_vs_base", evidence, lines)]
+
+
+def _axes(name: str, evidence: Evidence, lines: tuple[Line, ...]) -> list[Reading]:
+    """The same ratio for each part of the composition, to say *what* became alike."""
+    found: list[Reading] = []
+    for axis, view in evidence.axes.items():
+        found += _compare(f"{name}@{axis}", view, lines)[:1]
     return found
 
 
@@ -47,10 +55,13 @@ def _trigger_variety(evidence: Evidence) -> list[Reading]:
         why = "no pictures were drawn with the trigger"
         names = ("trigger_variety_vs_base", "trigger_variety_vs_base_order1")
         return [Missing(name, why) for name in names]
+    if evidence.layout is None:
+        why = "features alone do not show what surrounds the subject; give the pictures"
+        return [Missing(name, why) for name in names]
     found = _compare("trigger_variety_vs_base", evidence.layout, lines)
     for view in evidence.views:
         found += _compare(f"trigger_variety_vs_base@{view.encoder}", view, lines)[:1]
-    return found
+    return [*found, *_axes("trigger_variety_vs_base", evidence, lines)]
 
 
 def _compare(name: str, view: View, lines: tuple[Line, ...]) -> list[Reading]:
@@ -76,7 +87,9 @@ def _compare(name: str, view: View, lines: tuple[Line, ...]) -> list[Reading]:
     n = len(usable)
     return [
         Measurement(
-            name, result.ratio, result.low, result.high, n, "higher", "of the base's", source=source
+            *(name, result.ratio, result.low, result.high, n, "higher", "of the base's"),
+            source=source,
+            example=_plainest(usable, result),
         ),
         Measurement(f"{name}_p", result.p, n=n, unit="p", source=f"sign flip over {units}"),
         Measurement(
@@ -92,10 +105,27 @@ def _compare(name: str, view: View, lines: tuple[Line, ...]) -> list[Reading]:
     ]
 
 
+def _plainest(lines: tuple[Line, ...], result: diversity.Comparison) -> str:
+    """The prompt that lost most, in words; "" where none lost anything."""
+    worst = min(range(len(lines)), key=lambda i: result.log_ratios[i])
+    if result.log_ratios[worst] >= 0:
+        return ""
+    line = lines[worst]
+    count = min(len(line.adapter_rows), len(line.base_rows))
+    asked = f"on {line.prompt!r}" if line.prompt else "without a prompt"
+    return (
+        f"{asked} its {count} pictures amount to {result.numbers[worst]:.1f} different ones,"
+        f" the base's to {result.base_numbers[worst]:.1f}"
+    )
+
+
 def _copying(evidence: Evidence) -> list[Reading]:
     copies = copying.find_copies(evidence)
     if copies is None:
-        return [Missing("copy_rate", "no training pictures were given to compare with")]
+        why = "no training pictures were given to compare with"
+        if evidence.thumbnails is None and evidence.views[0].train is not None:
+            why = "features alone cannot tell a copy from a likeness; give the pictures"
+        return [Missing("copy_rate", why)]
     if copies.of == 0:
         return [Missing("copy_rate", "no samples were drawn")]
     low, high = uncertainty.binomial_interval(copies.hits, copies.of)

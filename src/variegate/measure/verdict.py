@@ -1,4 +1,4 @@
-"""The rules, as data, and the judge: a pure function from measurements to a verdict.
+"""The judge: a pure function from measurements and rules to a verdict.
 
 The judge sees numbers only. The same measurements give the same verdict on any day under the same
 rules version, and another under other rules without a picture being looked at again.
@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from variegate.encoders import REAL_ENCODER
+from variegate.measure.rules import RULES, Gate, Rules
 from variegate.measure.uncertainty import holm
-from variegate.measure.wording import ADVICE, SENTENCES, passed
+from variegate.measure.wording import (
+    ADVICE,
+    CLAUSES,
+    SENTENCES,
+    STRANGE,
+    listed,
+    passed,
+    what_is_alike,
+)
 from variegate.measurement import (
     Advice,
     Label,
@@ -27,60 +35,6 @@ from variegate.measurement import (
 MOST_PROMPTS = 999  # beyond this many, say so instead of a number
 
 
-@dataclass(frozen=True)
-class Gate:
-    """When one measurement earns its label.
-
-    The label stands when the measurement's p is below `alpha`, survives Holm's correction over all
-    gates, and `edge` of the measurement is `side` of `warn` (of `fail` for the graver severity).
-    edge: which number must be past the margin; an interval's near edge asks that the change be
-    surely that large, the value that it be that large at the best guess.
-    clear: for gates that must be shown to be well and not merely not shown to be ill: the value
-    must be on the good side of `warn` and the interval on the good side of `clear`; else the
-    verdict is inconclusive. None: absence of evidence will do.
-    """
-
-    label: Label
-    measurement: str
-    edge: Literal["low", "value", "high"]
-    side: Literal["below", "above"]
-    warn: float
-    fail: float
-    clear: float | None = None
-
-
-@dataclass(frozen=True)
-class Rules:
-    """A versioned set of gates. learnt: likeness whose interval lies below this whole is
-    `undertrained`. few_prompts: below this many, claims hold for these prompts only."""
-
-    version: str
-    gates: tuple[Gate, ...]
-    alpha: float = 0.01
-    family: float = 0.05
-    learnt: float = 0.25
-    few_prompts: int = 7
-
-
-RULES = Rules(
-    version="1",
-    gates=(
-        Gate("copying", "copy_rate", "low", "above", warn=0.005, fail=0.05),
-        Gate("narrowed", "variety_vs_base", "high", "below", warn=0.9, fail=0.7, clear=0.7),
-        Gate(
-            *("trigger-narrowed", "trigger_variety_vs_base", "high", "below"),
-            warn=0.7,
-            fail=0.5,
-            clear=0.5,
-        ),
-        # CLIP's -.01 and -.02 are a tenth and a fifth of its usual contrast between prompts.
-        Gate("prompt-ignored", "adherence_vs_base", "value", "below", warn=-0.1, fail=-0.2),
-        # A rise of .05 in DINO's cosine is about a tenth of the way from class to subject.
-        Gate("class-forgotten", "class_retention", "high", "below", warn=0.9, fail=0.6),
-    ),
-)
-
-
 def judge(
     measurements: Sequence[Measurement | Missing],
     rules: Rules = RULES,
@@ -92,8 +46,9 @@ def judge(
     """The verdict that these measurements earn under these rules.
 
     A label stands on every gate that alarms. With none, the verdict is `inconclusive` if a variety
-    that matters was missing or is not shown to be well, `undertrained` if the subject was not
-    learnt, else `healthy`. `undertrained` also stands beside other labels.
+    that matters was missing or is not shown to be well, or the encoder does not know such pictures,
+    `undertrained` if the subject was not learnt, else `healthy`. `undertrained` also stands beside
+    other labels.
     """
     found = {m.name: m for m in measurements if isinstance(m, Measurement)}
     missing = {m.name: m.why for m in measurements if isinstance(m, Missing)}
@@ -106,7 +61,7 @@ def judge(
         if gate.label in p and p[gate.label] < rules.alpha and together[gate.label] < rules.family:
             severity = _severity(gate, found[gate.measurement])
             if severity:
-                reasons.append(_reason(gate, severity, found[gate.measurement], rules))
+                reasons.append(_reason(gate, severity, found, rules))
     alarmed = {r.label for r in reasons}
     if (learnt := found.get("likeness")) and _edge(learnt, "high") < rules.learnt:
         reasons.append(
@@ -114,10 +69,12 @@ def judge(
         )
     if not alarmed:
         reasons += _doubts(rules, found, missing)
+    if not reasons and weak_encoder:
+        reasons.append(Reason("inconclusive", "warn", "variety_vs_base", STRANGE))
     labels: tuple[Label, ...] = tuple(dict.fromkeys(r.label for r in reasons)) or ("healthy",)
     return Verdict(
         labels=labels,
-        sentence=_sentence(labels, reasons, found, missing, weak_encoder),
+        sentence=_sentence(labels, reasons, found),
         reasons=tuple(reasons),
         advice=_advise(labels),
         measurements=tuple(measurements),
@@ -125,6 +82,7 @@ def judge(
         encoders=tuple(encoders),
         weak_encoder=weak_encoder,
         plan=dict(plan or {}),
+        notes=_notes(missing, weak_encoder),
     )
 
 
@@ -145,8 +103,13 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
     return "warn" if sign * number < sign * gate.warn else None
 
 
-def _reason(gate: Gate, severity: Severity, m: Measurement, rules: Rules) -> Reason:
-    sentence = SENTENCES[gate.label](m)
+def _reason(
+    gate: Gate, severity: Severity, found: Mapping[str, Measurement], rules: Rules
+) -> Reason:
+    m = found[gate.measurement]
+    sentence = SENTENCES[gate.label](m) + what_is_alike(found, m, below=gate.warn)
+    if m.example:
+        sentence += f" At its plainest, {m.example}."
     if gate.label != "copying" and m.n < rules.few_prompts:
         which = "this one prompt" if m.n == 1 else f"these {m.n} prompts"
         sentence += f" This holds for {which} only; more prompts could say more."
@@ -202,24 +165,27 @@ def prompts_to_settle(m: Measurement, *, warn: float, clear: float) -> int | Non
 
 
 def _sentence(
-    labels: Sequence[Label],
-    reasons: Sequence[Reason],
-    found: Mapping[str, Measurement],
-    missing: Mapping[str, str],
-    weak: bool,
+    labels: Sequence[Label], reasons: Sequence[Reason], found: Mapping[str, Measurement]
 ) -> str:
-    ranked = sorted(reasons, key=lambda r: r.severity != "fail")
-    parts = [r.sentence for r in ranked]
+    """The gravest finding, and what else was found, in one sentence."""
     if labels == ("healthy",):
-        parts = [passed(found)]
+        return passed(found)
+    gravest = min(reasons, key=lambda r: r.severity != "fail")
+    others = [CLAUSES[label] for label in labels if label != gravest.label and label in CLAUSES]
+    first = gravest.sentence.split(". ")[0].removesuffix(".")
+    return f"{first}; it also {listed(others)}." if others else f"{first}."
+
+
+def _notes(missing: Mapping[str, str], weak: bool) -> tuple[str, ...]:
+    notes = []
     if "copy_rate" in missing:
-        parts.append(f"Copying was not tested: {missing['copy_rate']}.")
+        notes.append(f"Copying was not tested: {missing['copy_rate']}.")
     if weak:
-        parts.append(
+        notes.append(
             "The pictures are far from what the pocket encoder knows, so read all figures with"
             f" care and measure again with --encoder {REAL_ENCODER}."
         )
-    return " ".join(parts)
+    return tuple(notes)
 
 
 def _advise(labels: Sequence[Label]) -> tuple[Advice, ...]:

@@ -17,9 +17,12 @@ def versus(left: Evidence, right: Evidence) -> list[Measurement | Missing]:
     Both were asked the same prompts and stand against the same base. Prompts are resampled for
     both at once, so what makes a prompt easy or hard cancels.
     """
+    name = "trigger_variety_vs_base"
     return [
         _difference("variety_vs_base", "class", left, right, left.views[0], right.views[0]),
-        _difference("trigger_variety_vs_base", "trigger", left, right, left.layout, right.layout),
+        _difference(name, "trigger", left, right, left.layout, right.layout)
+        if left.layout and right.layout
+        else Missing(name, "features alone do not show what surrounds the subject"),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from variegate.measurement import Advice, Label, Measurement
 
@@ -91,6 +91,37 @@ SENTENCES: dict[Label, Callable[[Measurement], str]] = {
 }
 
 
+# What a label adds to a sentence that begins with a graver one.
+CLAUSES: dict[Label, str] = {
+    "narrowed": "draws alike pictures without the trigger word",
+    "trigger-narrowed": "draws alike backgrounds and layouts with the trigger word",
+    "copying": "copies training pictures",
+    "prompt-ignored": "heeds the prompt less",
+    "class-forgotten": "has forgotten the class",
+    "undertrained": "has hardly learnt the subject",
+}
+STRANGE = "No loss was found, but by an encoder that does not know pictures like these."
+
+
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+AXES = {"background": "backgrounds", "palette": "colours"}
+
+
+def what_is_alike(found: Mapping[str, Measurement], m: Measurement, *, below: float) -> str:
+    """Which parts of the composition lost surely more than the margin, most alike first."""
+    parts = {word: found.get(f"{m.name}@{axis}") for axis, word in AXES.items()}
+    lost = {w: p for w, p in parts.items() if p and p.high is not None and p.high < below}
+    if not lost:
+        return ""
+    ranked = sorted(lost, key=lambda word: lost[word].value)
+    named = [f"{word} ({_percent(lost[word].value)} of the base's variety)" for word in ranked]
+    return f" What became alike: {' and '.join(named)}."
+
+
 def passed(found: Mapping[str, Measurement]) -> str:
     """The sentence of a healthy verdict: only what was measured is claimed."""
     claims = []
@@ -155,21 +186,21 @@ _MORE_PROMPTS = Advice(
     "draws more prompts and seeds, which narrows the intervals",
     UNTESTED,
 )
-_FEWER_STEPS = Advice(
+FEWER_STEPS = Advice(
     "optimizer", "optimizer.steps=500", "stops before pictures are known by heart", UNTESTED
 )
-_MORE_STEPS = Advice(
+MORE_STEPS = Advice(
     "optimizer", "optimizer.steps=2000", "gives the subject time to be learnt", UNTESTED
 )
 
 # In order of promise. `setting` is what `--set` takes.
 ADVICE: dict[Label, tuple[Advice, ...]] = {
     "healthy": (),
-    "narrowed": (_STAY_NEAR, _FEWER_STEPS),
+    "narrowed": (_STAY_NEAR, FEWER_STEPS),
     "trigger-narrowed": (_ZOOM, _GROUND, _MASK),
-    "prompt-ignored": (_STAY_NEAR, _DROPOUT, _FEWER_STEPS),
-    "class-forgotten": (_STAY_NEARER, _FEWER_STEPS),
-    "copying": (_ZOOM, _GROUND, _FLIP, _FEWER_STEPS),
-    "undertrained": (_MORE_STEPS,),
+    "prompt-ignored": (_STAY_NEAR, _DROPOUT, FEWER_STEPS),
+    "class-forgotten": (_STAY_NEARER, FEWER_STEPS),
+    "copying": (_ZOOM, _GROUND, _FLIP, FEWER_STEPS),
+    "undertrained": (MORE_STEPS,),
     "inconclusive": (_MORE_PROMPTS,),
 }

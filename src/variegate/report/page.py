@@ -37,6 +37,7 @@ from variegate.report.words import (
 from variegate.run import write_atomically
 
 MOST_NEAREST = 8
+MOST_COPIES = 32
 MOST_PANELS = 3
 MOST_PANEL_PICTURES = 8
 MOST_LISTED = 30
@@ -47,7 +48,8 @@ def write_report(run_folder: Path) -> Path:
     """Write `report.html` into a run folder from the files there, and return its path.
 
     A file that is missing or damaged leaves a sentence on the page. `evidence.json` (optional)
-    holds `nearest`, most suspicious first, a list of `{"sample", "train", "similarity", "copy"}`
+    holds `nearest`, most suspicious first, a list of `{"sample", "train", "similarity",
+    "difference", "copy"}`
     (the sample's path relative to the run, the training picture's absolute or relative to the
     run), and `panels`, a list of `{"title", "text", "pictures": [{"file", "caption"}]}`; also
     `encoder` and `threshold`, which the page names beside the pairs.
@@ -226,7 +228,9 @@ def _thumbnail(
 def _nearest(record: RunRecord) -> list[dict[str, Any]]:
     """The first pairs as they were written, copies before all others."""
     found = tables(record.evidence.get("nearest"), MOST_ENTRIES)
-    return sorted(found, key=lambda pair: not pair.get("copy"))[:MOST_NEAREST]
+    copies = [pair for pair in found if pair.get("copy")][:MOST_COPIES]
+    others = [pair for pair in found if not pair.get("copy")]
+    return copies + others[: max(0, MOST_NEAREST - len(copies))]
 
 
 def _nearest_view(found: Mapping[str, Any], record: RunRecord, album: Album) -> dict[str, Any]:
@@ -243,6 +247,7 @@ def _nearest_view(found: Mapping[str, Any], record: RunRecord, album: Album) -> 
         "said": said,
         "train_name": Path(train).name,
         "similarity": found.get("similarity"),
+        "difference": found.get("difference"),
         "is_copy": bool(found.get("copy")),
     }
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from variegate.adapter import Adapter, attached
 from variegate.errors import Interrupted, NoSpace, NotFinite, RequestError, WorkError
 from variegate.images import ImageSet, Picture
 from variegate.models.sd import StableDiffusion
+from variegate.progress import Say
 from variegate.recipe import SamplingPlan
 from variegate.run import write_atomically
 from variegate.sample.denoise import NotFiniteLatent, denoise, initial_noise
 from variegate.sample.png import as_png, key_of, parameters
 
-Say = Callable[[str, int, int, str], object]
 METADATA = "metadata.jsonl"
 OURS = re.compile(r'\{"file_name": "p\d+-s\d+-[0-9a-f]{24}\.png", ')
 LOOP_VERSION = 1  # raise it when the same request would give another picture
@@ -105,7 +105,7 @@ def sample(
         raise Interrupted(
             f"stopped after {len(done)} of {len(slots)} pictures in {out}; "
             "the same command goes on from there",
-            signal.SIGINT,
+            getattr(error, "number", signal.SIGINT),
         ) from error
     finally:
         _list(out, [slot for slot in slots if slot.key in done])

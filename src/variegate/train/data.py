@@ -76,12 +76,9 @@ def read_training_set(
     """Open, crop and split the pictures; find the masks if a strategy needs them.
 
     side: of the square pictures, in pixels.
-    Raises: ImagesError when a picture cannot be opened.
+    Raises: ImagesError with every picture that cannot be opened.
     """
-    opened = [picture.open() for picture in images]
-    fingerprint = {p.key: _fingerprint(p) for p in images}
-    squares = [ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS) for image in opened]
-    notes = list(_crop_notes(images, opened))
+    squares, notes = _squares(images, side)
     masks, found = _masks(images, squares, notes) if needs_masks else (None, None)
     examples = []
     captions = [_caption(picture, recipe, pocket=pocket) for picture in images]
@@ -99,7 +96,7 @@ def read_training_set(
         train=tuple(examples[i] for i in parts.train),
         held_out=tuple(examples[i] for i in parts.held_out),
         notes=(*notes, parts.why),
-        fingerprint=fingerprint,
+        fingerprint=fingerprints(images),
     )
 
 
@@ -252,15 +249,30 @@ def _caption_notes(examples: Sequence[Example], recipe: Recipe) -> list[str]:
     ]
 
 
-def _crop_notes(images: ImageSet, opened: Sequence[Image.Image]) -> list[str]:
-    long = [
-        picture.key
-        for picture, image in zip(images, opened, strict=True)
-        if max(image.size) > LARGEST_RATIO * min(image.size)
-    ]
+def _squares(images: ImageSet, side: int) -> tuple[list[Image.Image], list[str]]:
+    """The pictures cut to squares, one open at a time, and what that loses of long ones.
+
+    Raises: ImagesError with every picture that cannot be opened.
+    """
+    squares, long, faults = [], [], []
+    for picture in images:
+        try:
+            image = picture.open()
+        except ImagesError as error:
+            faults.append(str(error))
+            continue
+        squares.append(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
+        if max(image.size) > LARGEST_RATIO * min(image.size):
+            long.append(picture.key)
+    if faults:
+        raise ImagesError(
+            "\n".join(faults)
+            + f"\n{len(faults)} of {len(images)} pictures cannot be used; mend or remove them"
+            " (`variegate audit` looks at the whole folder)"
+        )
     if not long:
-        return []
-    return [
+        return squares, []
+    return squares, [
         f"{len(long)} pictures are more than {LARGEST_RATIO:g} times as long as wide, such as "
         f"{long[0]!r}; only their middle square is seen"
     ]
@@ -303,8 +315,13 @@ def _drawn_mask(file: Path, size: tuple[int, int]) -> Float[Tensor, "h w"]:
     return torch.from_numpy(np.array(grey)).float() / 255
 
 
+def fingerprints(images: ImageSet) -> dict[str, str]:
+    """What a resumed run must find again, by picture."""
+    return {picture.key: _fingerprint(picture) for picture in images}
+
+
 def _fingerprint(picture: Picture) -> str:
-    """What resuming must find again: pixels, caption, mask and repeats."""
+    """Pixels, caption, mask and repeats."""
     digest = hashlib.sha256(picture.content_hash().encode())
     digest.update(repr((picture.prompt, picture.repeats)).encode())
     if picture.mask_file is not None:

@@ -26,6 +26,7 @@ from variegate import formats, models, seeds
 from variegate.adapter import Attached, attach
 from variegate.errors import Interrupted, NotFinite, RunError
 from variegate.images import ImageSet
+from variegate.progress import Say, silent
 from variegate.recipe import OptimizerPlan, Recipe
 from variegate.run import Run, differences
 from variegate.train.checkpoint import (
@@ -39,13 +40,13 @@ from variegate.train.data import (
     Latents,
     TrainingSet,
     Words,
+    fingerprints,
     picture_side,
     read_training_set,
 )
 from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Rows, Setting, Strategy, cook
-from variegate.train.strategies.base import Say
 from variegate.train.watch import Watch
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,18 +67,13 @@ def train(
     Raises: RunError, RunLocked, ImagesError, BaseError, AdapterError, RecipeError for what was
     asked; NotFinite, NoSpace when the work fails; Interrupted after a signal, once all is saved.
     """
-    say = say or _silent
     run = Run.create(out, recipe)
-    with run.locked(), stop_on_signals() as stop:
-        if _is_finished(run):
-            return run
-        say("read pictures", 0, 0, "")
+    if _is_finished(run):
         images = images or ImageSet.read(Path(recipe.images))
-        say("load base", 0, 0, recipe.base)
-        model = model or models.load(recipe.base, device=models.pick_device())
-        with _steady(model):
-            _train(run, model, images, stop, say)
-    return run
+        now = {"pictures": fingerprints(images)} | ({"base": str(model.id)} if model else {})
+        _refuse_changes(run, run.read_journal("start"), now)
+        return run
+    return _learn(run, model, images, say or silent)
 
 
 def resume(
@@ -88,7 +84,20 @@ def resume(
     Raises: as `train`, and RunError when the pictures, base or recipe are not what they were.
     """
     run = Run.open(folder)
-    return train(run.recipe, out=run.folder, model=model, images=images, say=say)
+    return run if _is_finished(run) else _learn(run, model, images, say or silent)
+
+
+def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
+    with run.locked(), stop_on_signals() as stop:
+        if _is_finished(run):  # by another process, while this one waited
+            return run
+        say("read pictures", 0, 0, "")
+        images = images or ImageSet.read(Path(run.recipe.images))
+        say("load base", 0, 0, run.recipe.base)
+        model = model or models.load(run.recipe.base, device=models.pick_device())
+        with _steady(model):
+            _train(run, model, images, stop, say)
+    return run
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -119,6 +128,8 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     _start(run, model, data, step=checkpoint.step if checkpoint else 0, faults=faults)
     for strategy in strategies.values():
         strategy.prepare(Setting(recipe, model, run.folder, say))
+    if stop.signal is not None:
+        raise _interrupted(run, checkpoint.step if checkpoint else 0, stop.signal)
 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
     on = attach(model, recipe.adapter, seed=recipe.seed)
@@ -318,20 +329,25 @@ def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[s
         "pictures": data.fingerprint,
     }
     earlier = run.read_journal("start")
-    if earlier:
-        changed = _changes(earlier[0], stands_on)
-        if changed:
-            listed = "\n".join(f"  {change}" for change in changed)
-            raise RunError(
-                f"{run.folder} cannot be gone on with: what it stood on has changed:\n{listed}\n"
-                "restore that, or start a new run in another folder"
-            )
-    run.journal("start", step=step, **stands_on)
+    _refuse_changes(run, earlier, stands_on)
+    held_out = [example.key for example in data.held_out]
+    run.journal("start", step=step, held_out=held_out, **stands_on)
     for fault in faults:
         run.journal("note", text=f"{fault}; the one before it was used")
     if not earlier:
         for note in data.notes:
             run.journal("note", text=note)
+
+
+def _refuse_changes(run: Run, starts: list[dict[str, Any]], now: dict[str, Any]) -> None:
+    """Raises: RunError with the differences to what the run first stood on."""
+    changed = _changes(starts[0], {**starts[0], **now}) if starts else []
+    if changed:
+        listed = "\n".join(f"  {change}" for change in changed)
+        raise RunError(
+            f"{run.folder} cannot be gone on with: what it stood on has changed:\n{listed}\n"
+            "restore that, or start a new run in another folder"
+        )
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -410,7 +426,3 @@ def _steady(model: Any) -> Iterator[None]:
         yield
     finally:
         model.unet.to(memory_format=torch.contiguous_format)
-
-
-def _silent(phase: str, done: int, total: int, note: str) -> None:
-    pass

@@ -6,7 +6,6 @@ one test. Whatever it draws comes from `seeds`, by address, so that a step can b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from variegate.diffusion import NoiseSchedule
+from variegate.progress import Say
 from variegate.recipe import Recipe
-
-Say = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""A bank of pocket runs of every degree of collapse, made once and kept in the user's cache.
+
+A run is named by its recipe's hash and the pocket's weights, so what changed is made again and what
+did not is found. Only recipes and tables are committed. The judge tells what really happened to
+each: how many looks the adapter's pictures have left beside its base's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from variegate import encoders, recipes
+from variegate.bench import judge, world
+from variegate.images import cache_dir
+from variegate.models.folder import POCKET
+from variegate.recipe import Recipe
+from variegate.run import Run
+from variegate.trial import trial
+
+SUBJECTS = ("robot", "unicorn", "cupcake", "yoyo")  # held out of the pocket, of four classes
+FACTORS = ("subject", "colour", "pattern", "size", "position")
+# From what the field does by default to everything that is offered here.
+TREATMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "plain": ("pocket-plain", ()),
+    "short": ("pocket-plain", ("optimizer.steps=80",)),
+    "long": ("pocket-plain", ("optimizer.steps=480",)),
+    "hot": ("pocket-plain", ("optimizer.lr=2e-3",)),
+    "cool": ("pocket-plain", ("optimizer.lr=1.5e-4",)),
+    "stay near": ("pocket-plain", ("strategies.stay_near=on",)),
+    "moved": ("pocket-plain", ("strategies.zoom_shift=on", "strategies.new_background=on")),
+    "guarded": ("pocket", ()),
+}
+PICTURES = ("one-sided 12", "varied 12")
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """One run of the bank: who is learnt, from which pictures, how."""
+
+    subject: str
+    pictures: str
+    treatment: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject}, {self.pictures}, {self.treatment}"
+
+    def recipe(self) -> Recipe:
+        """What the run is asked, its pictures rendered into the cache."""
+        name, settings = TREATMENTS[self.treatment]
+        return recipes.read(
+            name,
+            settings=(*settings, "sampling.preset=quick", "sampling.steps=10"),
+            images=str(render_pictures(self.subject, self.pictures)),
+            trigger="zqx",
+            class_noun=world.CLASS_OF[self.subject],
+        )
+
+
+def ailments() -> Iterator[Ailment]:
+    """Every run of the bank, the most telling first."""
+    for treatment in TREATMENTS:
+        for subject in SUBJECTS:
+            for pictures in PICTURES:
+                yield Ailment(subject, pictures, treatment)
+
+
+def render_pictures(subject: str, kind: str) -> Path:
+    """A folder of rendered training pictures with captions: `one-sided` (large, centred, on red
+    stripes) or `varied`, as many as the kind's number says. Rendered anew at each call."""
+    word, count = kind.split()
+    folder = cache_dir() / "bank" / "pictures" / f"{subject}-{word}-{count}"
+    folder.mkdir(parents=True, exist_ok=True)
+    one_sided = {"colour": "red", "pattern": "striped", "size": "large", "position": "center"}
+    for i in range(int(count)):
+        rng = np.random.default_rng((29, i))
+        scene = world.draw_scene(rng, (subject,), **(one_sided if word == "one-sided" else {}))
+        Image.fromarray(world.render(scene)).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text("a zqx\n", encoding="utf8")
+    return folder
+
+
+@cache
+def weights_mark() -> str:
+    """What names the weights of the pocket and of its encoder."""
+    digest = hashlib.sha256()
+    encoder = Path(encoders.__file__).parent / "pocket_weights"
+    for file in sorted([*POCKET.rglob("*.safetensors"), *encoder.rglob("*.safetensors")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def run_of(ailment: Ailment) -> Path:
+    recipe = ailment.recipe()
+    # The folder of the pictures lies in the cache, so its path is not part of the name.
+    pixels = hashlib.sha256()
+    for file in sorted(Path(recipe.images).glob("*.png")):
+        pixels.update(file.read_bytes())
+    told = {**recipe.model_dump(mode="json"), "images": pixels.hexdigest()}
+    mark = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir() / "bank" / weights_mark() / mark
+
+
+def build(ailment: Ailment) -> Path:
+    """The run's folder, made if it is not there yet (a minute or two)."""
+    folder = run_of(ailment)
+    if not (folder / "verdict.json").exists():
+        trial(ailment.recipe(), out=folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the judge reads in a run's samples.
+
+    variety, trigger_variety: the share of pairs of one prompt's pictures that differ in a factor,
+    the mean over factors and prompts, as a ratio to the base's (under the trigger without the
+    subject itself). subject: the share of trigger pictures that show it.
+    """
+
+    variety: float
+    trigger_variety: float
+    subject: float
+
+
+def truth(folder: Path, subject: str) -> Truth:
+    """Read a run's samples with the judge, which no measure of the product ever asks."""
+    ours, theirs = _read(folder, "adapter"), _read(folder, "base")
+    found = [r["subject"] == subject for r, x in ours if x["group"] == "trigger"]
+    return Truth(
+        variety=_ratio(ours, theirs, "class"),
+        trigger_variety=_ratio(ours, theirs, "trigger"),
+        subject=float(np.mean(found)),
+    )
+
+
+Read = list[tuple[dict[str, str], dict[str, Any]]]
+
+
+def _read(folder: Path, of: str) -> Read:
+    home = Run.open(folder).samples / of
+    lines = [
+        json.loads(line)
+        for line in (home / "metadata.jsonl").read_text(encoding="utf8").splitlines()
+    ]
+    pictures = [np.asarray(Image.open(home / x["file_name"]).convert("RGB")) for x in lines]
+    reading = judge.read(np.stack(pictures))
+    rows = [{f: reading.values[f][i] for f in FACTORS} for i in range(len(lines))]
+    return list(zip(rows, lines, strict=True))
+
+
+def _ratio(ours: Read, theirs: Read, group: str) -> float:
+    a, b = (_looks(read, group) for read in (ours, theirs))
+    return float(np.mean(a) / np.mean(b))
+
+
+def _looks(read: Read, group: str) -> list[float]:
+    """Per prompt, the mean over factors of the share of its picture pairs that differ."""
+    prompts: dict[str, list[dict[str, str]]] = {}
+    for row, line in read:
+        if line["group"] == group:
+            prompts.setdefault(line["prompt"], []).append(row)
+    # What belongs to the subject may narrow under the trigger.
+    factors = FACTORS[1:] if group == "trigger" else FACTORS
+    return [
+        float(np.mean([_differing([r[f] for r in rows]) for f in factors]))
+        for rows in prompts.values()
+    ]
+
+
+def _differing(values: list[str]) -> float:
+    n = len(values)
+    pairs = n * (n - 1) / 2
+    alike = sum(values.count(v) * (values.count(v) - 1) / 2 for v in set(values))
+    return 1 - alike / pairs if pairs else 0.0

@@ -173,10 +173,10 @@ def test_rules_come_from_a_file_and_their_faults_are_told_together(tmp_path: Pat
     rules = Rules.read(file)
     measured = headline("variety_vs_base", 0.95, 0.92, 0.98, p=0.0001)
     assert judge(measured, rules).labels == ("narrowed",)
-    file.write_text('versoin = "mine"\n[[gates]]\nlabel = "narrow"\n')
+    file.write_text('verzion = "mine"\n[[gates]]\nlabel = "narrow"\n')
     with pytest.raises(RequestError) as fault:
         Rules.read(file)
-    for part in ("versoin", "gates.0.label", "gates.0.warn"):
+    for part in ("verzion", "gates.0.label", "gates.0.warn"):
         assert part in str(fault.value)
     file.write_text("version = ")
     with pytest.raises(RequestError, match="no TOML"):

@@ -51,7 +51,7 @@ def audit(
     encoder: Encoder | None = None,
     trigger: str | None = None,
     resolution: int = RESOLUTION,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> AuditReport:
     """Everything that can be known of a training set before training.
 

@@ -89,7 +89,7 @@ def _compare(name: str, view: View, lines: tuple[Line, ...]) -> list[Reading]:
         Measurement(
             *(name, result.ratio, result.low, result.high, n, "higher", "of the base's"),
             source=source,
-            example=_plainest(usable, result),
+            example=_plainest(tuple(usable), result),
         ),
         Measurement(f"{name}_p", result.p, n=n, unit="p", source=f"sign flip over {units}"),
         Measurement(

@@ -128,8 +128,7 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     _start(run, model, data, step=checkpoint.step if checkpoint else 0, faults=faults)
     for strategy in strategies.values():
         strategy.prepare(Setting(recipe, model, run.folder, say))
-    if stop.signal is not None:
-        raise _interrupted(run, checkpoint.step if checkpoint else 0, stop.signal)
+    _heed(stop, run, checkpoint.step if checkpoint else 0)
 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
     on = attach(model, recipe.adapter, seed=recipe.seed)
@@ -387,6 +386,12 @@ def _save(run: Run, learner: Learner, data: TrainingSet, step: int) -> int:
     )
     run.journal("checkpoint", step=step, path=path.relative_to(run.folder).as_posix())
     return step
+
+
+def _heed(stop: StopFlag, run: Run, step: int) -> None:
+    """Raises: Interrupted when a stop was asked for before the first step."""
+    if stop.signal is not None:
+        raise _interrupted(run, step, stop.signal)
 
 
 def _interrupted(run: Run, step: int, number: int) -> Interrupted:

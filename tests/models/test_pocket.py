@@ -47,7 +47,6 @@ def pictures(model: StableDiffusion, prompts: list[str], seeds: int, out: Path) 
     return judge.read([np.asarray(p.open()) for p in drawn])
 
 
-@pytest.mark.slow
 def test_named_factors_are_followed(pocket: StableDiffusion, tmp_path: Path) -> None:
     """The card's thresholds less what 160 samples may stray by chance (about 3 errors)."""
     rng = np.random.default_rng(43)
@@ -61,7 +60,6 @@ def test_named_factors_are_followed(pocket: StableDiffusion, tmp_path: Path) -> 
         assert right >= share, factor
 
 
-@pytest.mark.slow
 def test_what_a_prompt_leaves_out_stays_varied(pocket: StableDiffusion, tmp_path: Path) -> None:
     reading = pictures(pocket, ["an animal", "a picture of a toy"], 64, tmp_path)
     for factor in FACTORS:

@@ -69,7 +69,6 @@ def test_the_demo_shows_collapse_and_its_prevention(tmp_path: Path) -> None:
     assert shares["guarded"] >= shares["plain"] - 0.03
 
 
-@pytest.mark.slow
 def test_sample_draws_what_the_prompt_says(tmp_path: Path) -> None:
     prompt = "a small owl on a yellow dotted background at the top left"
     document = variegate(

@@ -171,8 +171,8 @@ def demo(
         intro=(
             "Twelve pictures of one robot, every one of them large, centred and on the same red "
             "stripes: a training set such as artists often have. The plain adapter is what common "
-            "scripts make by default; the guarded one has variegate's strategies, a larger rank and "
-            "more steps. The base has never seen a robot."
+            "scripts make by default; the guarded one has variegate's strategies, a larger rank "
+            "and more steps. The base has never seen a robot."
         ),
         out=out / "report.html",
         differences=gaps,

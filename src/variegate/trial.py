@@ -37,6 +37,7 @@ from variegate.measure import (
     nearest_pictures,
     prompt_plan,
 )
+from variegate.measure.gather import as_base
 from variegate.measure.versus import versus
 from variegate.models import StableDiffusion
 from variegate.models import load as load_model
@@ -267,13 +268,17 @@ def _with_groups(
     """Which pictures were asked with the trigger: by its word, and in the reference by having the
     prompt that the class noun would make of such a one."""
     called = {p.prompt for p in ours if p.prompt and _names(p.prompt, trigger)}
-    swapped = {_swap(prompt, trigger, class_noun) for prompt in called} | called
+    plain = {p.prompt for p in ours} - called
+    swapped = {as_base(prompt, trigger, class_noun or "thing") for prompt in called} | called
 
     def grouped(pictures: ImageSet, prompts: Collection[str | None]) -> ImageSet:
-        marked = (
-            replace(p, group="trigger") if p.group is None and p.prompt in prompts else p
-            for p in pictures
-        )
+        marked: list[Picture] = []
+        for p in pictures:
+            asked = p.group is None and p.prompt in prompts
+            if asked:
+                marked.append(replace(p, group="trigger"))
+            if not asked or p.prompt in plain:  # the reference's may answer both
+                marked.append(p)
         return ImageSet(tuple(marked), pictures.origin)
 
     return grouped(ours, called), grouped(theirs, swapped)
@@ -281,12 +286,6 @@ def _with_groups(
 
 def _names(prompt: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", prompt) is not None
-
-
-def _swap(prompt: str, trigger: str, class_noun: str) -> str:
-    """The prompt with the class noun in the trigger's place, once where both stand."""
-    pattern = rf"\b{re.escape(trigger)}(\s+{re.escape(class_noun)})?\b"
-    return re.sub(pattern, lambda _: class_noun or "thing", prompt)
 
 
 def _measure_sets(
@@ -330,7 +329,7 @@ def _own_prompts(
     plan = []
     for line in dict.fromkeys(lines):
         named = bool(trigger) and _names(line, trigger)
-        asked = _swap(line, trigger, class_noun) if named else line
+        asked = as_base(line, trigger, class_noun or "thing") if named else line
         plan.append(PlannedPrompt("trigger" if named else "class", line, asked, seeds))
     return tuple(plan)
 
@@ -375,6 +374,8 @@ def _clear_stale(folder: Path, recipe: Recipe, model: StableDiffusion) -> None:
     except RunError:
         return  # creating the run will say what is wrong
     start = next(iter(run.read_journal("start")), {})
+    if run.recipe.images != recipe.images:
+        return  # somebody else's run, which creating ours will refuse
     if run.recipe.id != recipe.id or start.get("base", str(model.id)) != str(model.id):
         shutil.rmtree(folder)
 

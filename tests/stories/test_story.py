@@ -225,3 +225,26 @@ def test_a_misspelt_recipe_key_names_the_right_one(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "'steps'" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_folders_with_a_trigger_are_judged_with_and_without_it(tmp_path: Path) -> None:
+    plain = [f"a toy on a {c} background" for c in ("red", "green", "blue", "pink")]
+    called = [p.replace("toy", "zqx") for p in plain]
+    reference = folder_of(tmp_path / "base", plain, range(4))
+    ours = folder_of(tmp_path / "ours", plain + called, range(50, 54))
+    verdict = variegate(
+        *("measure", "--images", ours, "--reference", reference, "--trigger", "zqx"),
+        *("--class", "toy"),
+    )
+    # The reference's pictures answer both: the class prompt and the trigger prompt made of it.
+    assert verdict["plan"]["prompts"] == {"class": 4, "trigger": 4}
+
+
+def test_the_demo_leaves_a_run_that_is_not_its_own(tmp_path: Path) -> None:
+    pictures = tmp_path / "mine"
+    shutil.copytree(DEMO_PICTURES, pictures)
+    run = tmp_path / "demo/plain"
+    variegate("train", pictures, "--trigger", "zqx", "--out", run, "--set", SHORT[0])
+    fault = variegate("demo", "--out", tmp_path / "demo", expect=2)["error"]
+    assert fault["kind"] == "RunError"
+    assert (run / "adapter.safetensors").is_file()

@@ -253,7 +253,7 @@ def _pair_prompts(
     if len(same) == len(ours):
         return same
     if trigger and class_noun:
-        swapped = [(p, known.get(_bare(_as_base(p, trigger, class_noun)))) for p in ours]
+        swapped = [(p, known.get(_bare(as_base(p, trigger, class_noun)))) for p in ours]
         named = [(p, q) for p, q in swapped if q is not None]
         if len(named) == len(ours):
             return named
@@ -262,7 +262,8 @@ def _pair_prompts(
     return same
 
 
-def _as_base(prompt: str, trigger: str, class_noun: str) -> str:
+def as_base(prompt: str, trigger: str, class_noun: str) -> str:
+    """The prompt with the class noun in the trigger's place, once where both stand."""
     word, noun = re.escape(trigger), re.escape(class_noun)
     return re.sub(rf"\b{word}(\s+{noun})?\b", lambda _: class_noun, prompt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 
@@ -13,11 +14,29 @@ from transformers import CLIPTokenizer
 from variegate.bench import world
 
 LENGTH = 32
+SHIPPED = Path(__file__).resolve().parents[2] / "src/variegate/models/pocket/tokenizer"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train the vocabulary, write it as vocab.json and merges.txt, and load it as CLIP's."""
+    """The vocabulary in the folder as CLIP's; else the shipped one; trained where there is neither.
+
+    Never trained twice: the trainer breaks ties as it likes, so another time the ids of words that
+    occur equally often are others, and weights that learnt the first ones call a bus a ladybug.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "vocab.json").exists() and (SHIPPED / "vocab.json").exists():
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copy(SHIPPED / file, folder / file)
+    if not (folder / "vocab.json").exists():
+        _train_vocabulary(folder)
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH
+    )
+
+
+def _train_vocabulary(folder: Path) -> None:
+    """Train it on captions and write it as vocab.json and merges.txt."""
     rng = np.random.default_rng(3)
     text = [world.draw_caption(world.draw_scene(rng), rng) for _ in range(20_000)]
     letters = string.ascii_lowercase + string.digits + string.punctuation
@@ -30,7 +49,7 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=1100,
         min_frequency=12,
@@ -45,9 +64,5 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
     tokens += [c + "</w>" for c in alphabet if c + "</w>" not in model["vocab"]]
     vocab = {token: i for i, token in enumerate([*tokens, START, END])}
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf8")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH
-    )

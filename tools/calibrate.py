@@ -2,7 +2,9 @@
 
     python tools/calibrate.py pool   --minutes 10    # draw the base once: prompts x 40 seeds
     python tools/calibrate.py nulls  --minutes 20    # 300 verdicts on the base against itself
+    python tools/calibrate.py scatter --minutes 5    # what size of loss a plan can show
     python tools/calibrate.py ladder --minutes 30    # planted shares of five ailments
+    python tools/calibrate.py controls --minutes 10  # other styles, samplers, sizes: no collapse
     python tools/calibrate.py bank   --minutes 60    # 64 runs, from plain to guarded
     python tools/calibrate.py table                  # docs/calibration.md
 
@@ -33,6 +35,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from variegate import encoders, recipes  # noqa: E402
 from variegate.bench import bank  # noqa: E402
+from variegate.encoders.pixels import Gray  # noqa: E402
 from variegate.images import ImageSet, Picture, cache_dir  # noqa: E402
 from variegate.measure import (  # noqa: E402
     RULES,
@@ -41,20 +44,27 @@ from variegate.measure import (  # noqa: E402
     PlannedPrompt,
     View,
     gather,
-    measure,
+    judge,
     prompt_plan,
+    read,
     read_verdict,
     rejudge,
+    seen_loss,
 )
+from variegate.measure.diversity import compare_variety  # noqa: E402
 from variegate.measure.uncertainty import binomial_interval  # noqa: E402
 from variegate.measurement import Verdict  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
 
 SEEDS = 40  # pictures of each prompt in the pool
+OTHER_SEEDS = 12  # and in that of another sampler
 NULLS = 300
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 REPEATS = 20  # sets of each ailment and share
+SCATTERS = 60  # sets of four and of eight pictures a prompt
+CONTROLS = 40  # sets of each style, size or sampler that is no collapse
+STAGES = ("pool", "nulls", "scatter", "ladder", "controls", "bank", "table")
 LABELS = ("narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying")
 PICTURES = Path(recipes.__file__).parent.parent / "demo" / "pictures"
 AILMENTS = {
@@ -74,26 +84,30 @@ def folder() -> Path:
 def results(name: str) -> Path:
     digest = hashlib.sha256(RULES.version.encode())
     for file in sorted((ROOT / "src/variegate/measure").iterdir()):
-        if file.is_file():
+        if file.is_file() and file.stem not in ("power", "describe", "tables", "advice"):
             digest.update(file.read_bytes())
     return folder() / f"{name}-{digest.hexdigest()[:12]}.jsonl"
 
 
 def draw_pool(deadline: Callable[[], bool]) -> None:
-    """The base at every prompt and seed, a few seeds at a time."""
+    """The base at every prompt and seed, a few seeds at a time; then some by another sampler."""
     model = load("pocket")
     plan = recipes.read("pocket").sampling.model_copy(update={"steps": 10})
-    asked: list[Request] = []
-    for seed in range(SEEDS):
-        asked += [
-            Request(line.base_prompt, seed, line.group) for line in _lines() if seed in line.seeds
-        ]
-        if seed % 4 == 3:
-            sample(model, None, asked, plan=plan, out=folder() / "pool")
-            print(f"pool: {len(asked)} pictures", flush=True)
-        if deadline():
-            return
-    (folder() / "pool" / "whole").touch()
+    other = plan.model_copy(update={"sampler": "dpmpp_2m", "steps": 14})
+    for name, how, count in (("pool", plan, SEEDS), ("other sampler", other, OTHER_SEEDS)):
+        asked: list[Request] = []
+        for seed in range(count):
+            asked += [
+                Request(line.base_prompt, seed, line.group)
+                for line in _lines()
+                if seed in line.seeds
+            ]
+            if seed % 4 == 3:
+                sample(model, None, asked, plan=how, out=folder() / name)
+                print(f"{name}: {len(asked)} pictures", flush=True)
+            if deadline():
+                return
+        (folder() / name / "whole").touch()
 
 
 def _lines() -> list[PlannedPrompt]:
@@ -144,18 +158,34 @@ def _cropped(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def seen() -> Evidence:
     """The pool and the planted pictures through the encoders, as both adapter and base."""
-    if not (folder() / "pool" / "whole").exists():
-        raise SystemExit("draw the pool first: python tools/calibrate.py pool --minutes 10")
-    pool = ImageSet.read(folder() / "pool")
+    pool = _drawn("pool")
     planted = [p for part in planted_pictures().values() for p in part]
-    whole = ImageSet((*pool.pictures, *planted), pool.origin)
-    return gather(
+    return look_at(ImageSet((*pool.pictures, *planted), pool.origin))
+
+
+def _drawn(name: str) -> ImageSet:
+    if not (folder() / name / "whole").exists():
+        raise SystemExit("draw the pool first: python tools/calibrate.py pool --minutes 10")
+    return ImageSet.read(folder() / name)
+
+
+def look_at(whole: ImageSet) -> Evidence:
+    eye = encoders.load("pocket")
+    evidence = gather(
         whole,
         whole,
-        encoders=[encoders.load("pocket")],
+        encoders=[eye],
         train_images=ImageSet.read(PICTURES),
         trigger="zqx",
         class_noun="face",
+    )
+    rows = whole.features(Gray(eye))  # the product looks in gray only where palettes were lost
+    return replace(evidence, gray=View(Gray(eye).id, rows, rows))
+
+
+def verdict_of(evidence: Evidence) -> Verdict:
+    return judge(
+        read(evidence), encoders=[evidence.views[0].encoder], weak_encoder=evidence.weak_encoder
     )
 
 
@@ -163,20 +193,25 @@ def a_set(
     pool: Evidence,
     rng: np.random.Generator,
     put: Callable[[Line, int, np.random.Generator], int] | None = None,
+    *,
+    count: int = 4,
+    unique: bool = False,
 ) -> Evidence:
-    """Four pictures of each prompt as the adapter's, four at other seeds as the base's; `put`
-    may lay another picture in an adapter picture's place."""
+    """`count` pictures of each prompt as the adapter's, as many at other seeds as the base's; `put`
+    may lay another picture in an adapter picture's place, none twice in a prompt if `unique`."""
     order = rng.permutation(SEEDS)
     lines, ours, theirs, texts = [], list[int](), list[int](), list[int]()
     for i, line in enumerate(pool.lines):
         if line.prompt.startswith("planted"):
             continue
-        n = 2 if line.group == "unrelated" else 4
+        n = 2 if line.group == "unrelated" else count
         seeds = order[order < len(line.base_rows)]
         a = [line.base_rows[s] for s in seeds[:n]]
         b = [line.base_rows[s] for s in seeds[n : 2 * n]]
         if put is not None:
             a = [put(line, row, rng) for row in a]
+            while unique and len(set(a)) < n:
+                a = [put(line, row, rng) for row in a]
         at = (tuple(range(len(ours), len(ours) + n)), tuple(range(len(theirs), len(theirs) + n)))
         lines.append(replace(line, adapter_rows=at[0], base_rows=at[1], paired=0))
         ours += a
@@ -195,6 +230,8 @@ def a_set(
         views=tuple(view(v) for v in pool.views),  # type: ignore[misc]
         identity=view(pool.identity),  # type: ignore[arg-type]
         layout=view(pool.layout),
+        gray=view(pool.gray),
+        gray_layout=view(pool.gray_layout),
         thumbnails=view(pool.thumbnails),
         axes={name: view(v) for name, v in pool.axes.items()},  # type: ignore[misc]
         pictures=tuple(pool.pictures[r] for r in ours),
@@ -235,7 +272,8 @@ def _noted(file: Path) -> list[dict[str, object]]:
 def _note(file: Path, verdict: Verdict, **facts: object) -> None:
     numbers = {m["name"]: m["value"] for m in verdict.to_json()["measurements"] if "value" in m}
     with file.open("a", encoding="utf8") as out:
-        line = {**facts, "labels": verdict.labels, "numbers": numbers}
+        palette = any("colours became alike" in note for note in verdict.notes)
+        line = {**facts, "labels": verdict.labels, "numbers": numbers, "palette": palette}
         out.write(json.dumps(line) + "\n")
 
 
@@ -245,9 +283,34 @@ def run_nulls(deadline: Callable[[], bool]) -> None:
     for number in range(done, NULLS):
         if deadline():
             return
-        _note(file, measure(a_set(pool, np.random.default_rng((1, number)))), number=number)
+        _note(file, verdict_of(a_set(pool, np.random.default_rng((1, number)))), number=number)
         if number % 20 == 19:
             print(f"nulls: {number + 1} of {NULLS}", flush=True)
+
+
+def run_scatter(deadline: Callable[[], bool]) -> None:
+    """How far the logarithms of the prompts' ratios scatter where nothing is wrong."""
+    file = results("scatter")
+    done, pool = len(_noted(file)), seen()
+    for number in range(done, SCATTERS):
+        if deadline():
+            return
+        count = (4, 8)[number % 2]
+        evidence = a_set(pool, np.random.default_rng((4, number)), count=count)
+        found = {}
+        for name, group, view in (
+            ("variety_vs_base", "class", evidence.views[0]),
+            ("trigger_variety_vs_base", "trigger", evidence.layout),
+        ):
+            assert view is not None
+            lines = evidence.of_group(group)
+            compared = compare_variety(
+                [view.of_adapter(line) for line in lines], [view.of_base(line) for line in lines]
+            )
+            assert compared is not None
+            found[name] = float(np.std(compared.log_ratios, ddof=1))
+        with file.open("a", encoding="utf8") as out:
+            out.write(json.dumps({"seeds": count, "scatter": found}) + "\n")
 
 
 def _rungs() -> Iterator[tuple[str, float, int]]:
@@ -267,10 +330,61 @@ def run_ladder(deadline: Callable[[], bool]) -> None:
         if deadline():
             return
         rng = np.random.default_rng((2, number))
-        verdict = measure(a_set(pool, rng, planter(pool, ailment, share)))
+        verdict = verdict_of(a_set(pool, rng, planter(pool, ailment, share)))
         _note(file, verdict, ailment=ailment, share=share, repeat=repeat)
         if number % 40 == 39:
             print(f"ladder: {number + 1} of {len(AILMENTS) * len(SHARES) * REPEATS}", flush=True)
+
+
+def _controls() -> dict[str, Callable[[Image.Image], Image.Image]]:
+    """Styles and sizes that are no collapse, as what they do to a picture."""
+
+    def sepia(picture: Image.Image) -> Image.Image:
+        return ImageOps.colorize(picture.convert("L"), "#1c0f05", "#fff1d6")
+
+    return {
+        "black and white": lambda picture: picture.convert("L").convert("RGB"),
+        "one palette (sepia)": sepia,
+        "another resolution (48 pixels)": lambda picture: picture.resize((48, 48)),
+        "another sampler (dpmpp_2m, 14 steps)": lambda picture: picture,
+    }
+
+
+def run_controls(deadline: Callable[[], bool]) -> None:
+    """The adapter's pictures styled, sized or sampled in another way than the base's."""
+    file = results("controls")
+    done = {(x["control"], x["repeat"]) for x in _noted(file)}
+    pool = _drawn("pool")
+    for name, change in _controls().items():
+        if all((name, repeat) in done for repeat in range(CONTROLS)):
+            continue
+        source = _drawn("other sampler") if "sampler" in name else pool
+        changed = [
+            replace(
+                p,
+                key=f"changed {p.key}",
+                file=None,
+                tensor=torch.from_numpy(np.array(change(p.open()))).permute(2, 0, 1).contiguous(),
+                prompt=f"planted {p.prompt}",
+            )
+            for p in source
+        ]
+        evidence = look_at(ImageSet((*pool.pictures, *changed), name))
+        rows = {(s.group, s.prompt): s.base_rows for s in evidence.lines}
+
+        def put(line: Line, row: int, rng: np.random.Generator) -> int:
+            own = rows[line.group, f"planted {line.prompt}"]  # noqa: B023
+            return int(own[rng.integers(len(own))])
+
+        for repeat in range(CONTROLS):
+            if (name, repeat) in done:
+                continue
+            if deadline():
+                return
+            rng = np.random.default_rng((3, repeat))
+            verdict = verdict_of(a_set(evidence, rng, put, unique=True))
+            _note(file, verdict, control=name, repeat=repeat)
+        print(f"controls: {name}", flush=True)
 
 
 def run_bank(deadline: Callable[[], bool]) -> None:
@@ -293,10 +407,16 @@ def write_table() -> None:
     nulls, ladder = _noted(results("nulls")), _noted(results("ladder"))
     parts = [HEAD.format(nulls=len(nulls), rules=RULES.version)]
     parts.append(_null_table(nulls))
+    parts.append(THRESHOLDS)
+    parts.append(_threshold_table(nulls))
+    parts.append(POWER)
+    parts.append(_scatter_table(_noted(results("scatter"))))
     parts.append(LADDER)
     parts.append(_power_table(ladder))
     parts.append(CONFUSION)
     parts.append(_confusion_table(ladder))
+    parts.append(CONTROL)
+    parts.append(_control_table(_noted(results("controls"))))
     if runs := _noted(results("bank")):
         parts.append(BANK.format(runs=len(runs)))
         parts.append(_bank_table(runs))
@@ -316,6 +436,53 @@ def _null_table(nulls: list[dict]) -> str:  # type: ignore[type-arg]
         lines.append(f"| {name} | {hits} | {100 * low:.1f} to {100 * high:.1f} % |")
     unsure = sum("inconclusive" in x["labels"] for x in nulls)
     lines.append(f"| (inconclusive) | {unsure} | |")
+    return "\n".join(lines) + "\n"
+
+
+def _threshold_table(nulls: list[dict]) -> str:  # type: ignore[type-arg]
+    """Each gate's margin beside the value that one null in a hundred passes (conformal: the
+    k-th worst of n with k = floor(0.01 (n + 1)), so that a new null passes it in at most 1 %)."""
+    heads = ("measurement", "worst null", "1 % threshold", "margin of the rules")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for gate in RULES.gates:
+        numbers = [x["numbers"] for x in nulls]
+        values = sorted(x[gate.measurement] for x in numbers if gate.measurement in x)
+        if len(values) < 99:
+            continue
+        if gate.side == "above":
+            values = values[::-1]
+        at = values[int(0.01 * (len(values) + 1)) - 1]
+        cells = (f"{values[0]:.3f}", f"{at:.3f}", f"{gate.side} {gate.warn:g} ({gate.edge})")
+        lines.append(f"| `{gate.measurement}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _scatter_table(found: list[dict]) -> str:  # type: ignore[type-arg]
+    lines = [
+        "| measurement | pictures of a prompt | deviation | seen with 16 prompts | 32 | 64 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("variety_vs_base", "trigger_variety_vs_base"):
+        for count in (4, 8):
+            own = [x["scatter"][name] for x in found if x["seeds"] == count]
+            if not own:
+                continue
+            seen = [seen_loss(name, prompts=p, seeds=count) for p in (16, 32, 64)]
+            cells = " | ".join(f"{100 * s:.0f} %" for s in seen if s is not None)
+            lines.append(f"| `{name}` | {count} | {np.mean(own):.2f} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _control_table(controls: list[dict]) -> str:  # type: ignore[type-arg]
+    heads = " | ".join(LABELS)
+    lines = [f"| control | sets | {heads} | palette told |", "|---" * (len(LABELS) + 3) + "|"]
+    for name in _controls():
+        sets = [x for x in controls if x["control"] == name]
+        if not sets:
+            continue
+        cells = [sum(label in x["labels"] for x in sets) for label in LABELS]
+        told = sum(x["palette"] for x in sets)
+        lines.append(f"| {name} | {len(sets)} | {' | '.join(map(str, cells))} | {told} |")
     return "\n".join(lines) + "\n"
 
 
@@ -380,13 +547,32 @@ def _bank_table(runs: list[dict]) -> str:  # type: ignore[type-arg]
 HEAD = """\
 # Calibration
 
-Made by `tools/calibrate.py` (stages pool, nulls, ladder, table) on the shipped pocket, rules
-version {rules}, the pocket encoder: 32 class prompts, 16 trigger prompts, four pictures of each.
+Made by `tools/calibrate.py` (stages pool, nulls, scatter, ladder, controls, table) on the shipped
+pocket, rules version {rules}, the pocket encoder: 32 class prompts, 16 trigger prompts, four
+pictures of each.
 
 ## Where nothing is wrong
 
 {nulls} times the base against itself, four seeds against four others of 40. Sets share pictures,
 so the intervals are a little too narrow.
+"""
+THRESHOLDS = """\
+What chance alone does to each gate's measurement, and the value past which a new null falls in at
+most one of a hundred cases (conformal, by rank among these nulls). A gate asks for more: its p, and
+its interval beyond the margin.
+"""
+POWER = """\
+## What a plan can show
+
+The deviation over prompts of the logarithm of the ratio, where nothing is wrong, and the share of
+the base's variety at or below which nine of ten adapters are told apart from the margin
+(`variegate.measure.power`).
+"""
+CONTROL = """\
+## What is no collapse
+
+The base's own pictures, changed as an adapter may change them on purpose, against the base's. Sets
+in which each label stands; then those where the verdict tells that the colours alone became alike.
 """
 LADDER = """\
 ## Where something is
@@ -414,7 +600,7 @@ half of all pictures are one, or eight, variety is lost as well.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["pool", "nulls", "ladder", "bank", "table"])
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, default=60)
     args = parser.parse_args()
     start = time.monotonic()
@@ -426,7 +612,14 @@ def main() -> None:
     if args.stage == "table":
         write_table()
     else:
-        stages = {"pool": draw_pool, "nulls": run_nulls, "ladder": run_ladder, "bank": run_bank}
+        stages = {
+            "pool": draw_pool,
+            "nulls": run_nulls,
+            "ladder": run_ladder,
+            "controls": run_controls,
+            "scatter": run_scatter,
+            "bank": run_bank,
+        }
         stages[args.stage](deadline)
 
 

@@ -5,7 +5,8 @@
     python tools/make_pocket.py encoder --minutes 6
     python tools/make_pocket.py meaning --minutes 4
     python tools/make_pocket.py base --minutes 60 --more      # more to come: keep the rate up
-    python tools/make_pocket.py base --minutes 30
+    python tools/make_pocket.py base --minutes 25
+    python tools/make_pocket.py base --minutes 8 --guide 1.3 --rate 4e-4
     python tools/make_pocket.py export
 
 Each stage goes on from the averaged weights that its last call left in --folder.
@@ -28,6 +29,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--more", action="store_true", help="another call will follow")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pocket")
+    parser.add_argument("--guide", type=float, default=1.0, help="guidance to teach the base")
+    parser.add_argument(
+        "--rate", type=float, default=1.5e-3, help="first learning rate of the base"
+    )
     args = parser.parse_args()
     if args.stage == "atlas":
         from pocket.atlas import write_atlas
@@ -62,7 +67,14 @@ def main() -> None:
         from pocket.meaning import mean_of_captions
 
         mean_of = mean_of_captions(args.folder)
-        train_base(args.folder, args.minutes, final=not args.more, mean_of=mean_of)
+        train_base(
+            args.folder,
+            args.minutes,
+            rate=args.rate,
+            final=not args.more,
+            mean_of=mean_of,
+            guide=args.guide,
+        )
     else:
         from pocket.export import export
 

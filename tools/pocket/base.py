@@ -104,13 +104,14 @@ def latents_of_scenes(folder: Path) -> tuple[list[world.Scene], Tensor, float]:
 
 
 def told(scene: world.Scene, rng: np.random.Generator) -> str:
-    """A caption: one in ten empty, half of the others name everything, so that words are learnt
-    soon; the rest as chance has it."""
+    """A caption: one in ten empty, a third of the others name everything, so that words are learnt
+    soon (of those a fifth by the class noun); the rest as chance has it."""
     if rng.random() < 0.1:
         return ""
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         named = frozenset({"colour", "pattern", "size", "position"})
-        return world.caption(scene, named=named, rng=rng)
+        noun = scene.class_noun if rng.random() < 0.2 else None
+        return world.caption(scene, named=named, noun=noun, rng=rng)
     return world.draw_caption(scene, rng)
 
 
@@ -136,88 +137,77 @@ def guess(
     return x
 
 
+class Lessons:
+    """Batches of captions, noised latents and what the UNet should say to them."""
+
+    def __init__(self, folder: Path, mean_of: Callable[[Tensor], Tensor] | None) -> None:
+        self.tokenizer = new_tokenizer(folder / "words")
+        self.scenes, self.latents, self.factor = latents_of_scenes(folder)
+        self._alpha_bar = new_scheduler().alphas_cumprod
+        self._mean_of = mean_of
+
+    def ids(self, texts: list[str]) -> Tensor:
+        out = self.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH)
+        return torch.tensor(out.input_ids)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Token ids, timesteps, noised latents, targets, and which rows have a caption."""
+        rng = np.random.default_rng((19, step))
+        g = torch.Generator().manual_seed(step)
+        rows = rng.integers(SCENES, size=BATCH)
+        texts = [told(self.scenes[i], rng) for i in rows]
+        x0 = self.latents[torch.from_numpy(rows)].float() * self.factor
+        noise = torch.randn(x0.shape, generator=g)
+        # Strata over the batch steady the loss. The middle, which decides what is where and what
+        # it is, gets the larger share (Esser et al. 2024, arXiv 2403.03206).
+        u = (torch.arange(BATCH) + torch.rand(BATCH, generator=g)) / BATCH
+        normal = torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4))
+        t = ((0.6 + 1.2 * normal).sigmoid() * 1000).long()
+        ids = self.ids(texts)
+        if self._mean_of is not None:
+            chosen = torch.tensor([i for i in range(0, BATCH, 12) if texts[i]])
+            t[chosen] = 999
+            x0[chosen] = self._mean_of(ids[chosen])
+        a, s = (
+            part.sqrt().view(-1, 1, 1, 1) for part in (self._alpha_bar[t], 1 - self._alpha_bar[t])
+        )
+        captioned = torch.tensor([bool(text) for text in texts])
+        return ids, t, a * x0 + s * noise, a * noise - s * x0, captioned
+
+
 def train_base(
     folder: Path,
     minutes: float,
     *,
+    rate: float,
     final: bool,
     mean_of: Callable[[Tensor], Tensor] | None = None,
+    guide: float = 1.0,
 ) -> None:
     """Train for some minutes. `mean_of` gives the mean latent of captions (token ids): at the last
     timestep there is nothing else to say, and a mean teaches it with far less noise than the
-    latent of one picture."""
+    latent of one picture. `guide` above 1 teaches what that guidance scale would give (Tang et al.
+    2025, arXiv 2502.12154), below timestep 700, where the layout is settled."""
     torch.manual_seed(6)
-    tokenizer = new_tokenizer(folder / "words")
-    base = Base(len(tokenizer), int(tokenizer.bos_token_id), int(tokenizer.eos_token_id))
-    scenes, latents, factor = latents_of_scenes(folder)
-    alpha_bar = new_scheduler().alphas_cumprod
+    lessons = Lessons(folder, mean_of)
+    words = lessons.tokenizer
+    base = Base(len(words), int(words.bos_token_id), int(words.eos_token_id))
     unet = torch.compile(base.unet)  # a fifth faster, once it has been compiled
-    print(
-        f"unet {sum(p.numel() for p in base.unet.parameters()) / 1e6:.2f} M, text "
-        f"{sum(p.numel() for p in base.text.parameters()) / 1e6:.2f} M, factor {factor:.3f}",
-        flush=True,
-    )
-
-    def ids_of(texts: list[str]) -> Tensor:
-        out = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH)
-        return torch.tensor(out.input_ids)
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (base.unet, base.text)]
+    print(f"unet {sizes[0]:.2f} M, text {sizes[1]:.2f} M, factor {lessons.factor:.3f}", flush=True)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((19, step))
-        g = torch.Generator().manual_seed(step)
-        rows = rng.integers(SCENES, size=BATCH)
-        texts = [told(scenes[i], rng) for i in rows]
-        x0 = latents[torch.from_numpy(rows)].float() * factor
-        noise = torch.randn(x0.shape, generator=g)
-        # Strata over the batch steady the loss. High noise, which decides what is where, and so
-        # what words mean, gets the larger share.
-        u = (torch.arange(BATCH) + torch.rand(BATCH, generator=g)) / BATCH
-        t = (u**0.7 * 1000).long().clamp(max=999)
-        ids = ids_of(texts)
-        if mean_of is not None:
-            every = 16 if final else 6  # what a picture is as a whole comes first
-            told_rows = torch.tensor([i for i in range(0, BATCH, every) if texts[i]])
-            t[told_rows] = 999
-            x0[told_rows] = mean_of(ids[told_rows])
-        a, s = (
-            alpha_bar[t].sqrt().view(-1, 1, 1, 1),
-            (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1),
-        )
-        xt, target = a * x0 + s * noise, a * noise - s * x0
+        ids, t, xt, target, captioned = lessons.batch(step)
         with torch.autocast("cpu", torch.bfloat16):
             c = base.text(ids).last_hidden_state
-            v = unet(xt.contiguous(memory_format=torch.channels_last), t, c).sample
-        error = (v.float() - target).square().mean((1, 2, 3))
-        return {"v": error.mean()}
-
-    def check() -> str:
-        base.eval()
-        codec = new_codec()
-        codec.load_state_dict(codec_weights(folder))
-        rng = np.random.default_rng(23)
-        asked = [world.draw_scene(rng) for _ in range(192)]
-        full = frozenset({"colour", "pattern", "size", "position"})
-        ids = ids_of([world.caption(s, named=full) for s in asked])
-        empty = ids_of([""])
-        words = []
-        for guidance in (1.0, 2.0):
-            z = guess(base, ids, empty, n_steps=20, guidance=guidance, seed=1)
-            with torch.no_grad():
-                x = codec.decode(z / factor).sample.clamp(-1, 1)
-            pictures = ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
-            reading = judge.read(pictures)
-            right = {
-                f: np.mean([reading.values[f][i] == getattr(s, f) for i, s in enumerate(asked)])
-                for f in world.FACTORS
-            }
-            words.append(
-                f"guidance {guidance}: " + " ".join(f"{k} {v:.2f}" for k, v in right.items())
-            )
-            rows = [np.concatenate(list(pictures[i : i + 16]), 1) for i in range(0, 96, 16)]
-            Image.fromarray(np.concatenate(rows)).resize((2048, 768), 0).save(
-                folder / f"base-{guidance:.0f}.png"
-            )
-        return "; ".join(words)
+            v = unet(xt.contiguous(memory_format=torch.channels_last), t, c).sample.float()
+        if guide > 1:
+            rows = captioned & (t < 700)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                nothing = base.text(lessons.ids([""])).last_hidden_state
+                free = base.unet(xt[rows], t[rows], nothing.expand(int(rows.sum()), -1, -1)).sample
+            target[rows] += (1 - 1 / guide) * (v[rows].detach() - free.float())
+        return {"v": (v - target).square().mean()}
 
     run_stage(
         "base",
@@ -225,9 +215,39 @@ def train_base(
         loss_of,
         folder=folder,
         minutes=minutes,
-        lr=1.2e-3,
+        lr=rate,
+        muon=True,
         final=final,
         ema_decay=0.9995,
-        check=check,
+        check=lambda: look(base, lessons, folder),
         shipped=lambda: shipped(*BASE),
     )
+
+
+def look(base: Base, lessons: Lessons, folder: Path) -> str:
+    """Draw captions that name everything, keep the sheets, and tell what the judge reads."""
+    base.eval()
+    codec = new_codec()
+    codec.load_state_dict(codec_weights(folder))
+    rng = np.random.default_rng(23)
+    asked = [world.draw_scene(rng) for _ in range(192)]
+    full = frozenset({"colour", "pattern", "size", "position"})
+    ids = lessons.ids([world.caption(s, named=full) for s in asked])
+    told_of = []
+    for guidance in (1.0, 2.0):
+        z = guess(base, ids, lessons.ids([""]), n_steps=20, guidance=guidance, seed=1)
+        with torch.no_grad():
+            x = codec.decode(z / lessons.factor).sample.clamp(-1, 1)
+        pictures = ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+        reading = judge.read(pictures)
+        right = {
+            f: np.mean([reading.values[f][i] == getattr(s, f) for i, s in enumerate(asked)])
+            for f in world.FACTORS
+        }
+        told_of.append(
+            f"guidance {guidance}: " + " ".join(f"{k} {v:.2f}" for k, v in right.items())
+        )
+        rows = [np.concatenate(list(pictures[i : i + 16]), 1) for i in range(0, 96, 16)]
+        sheet = Image.fromarray(np.concatenate(rows)).resize((2048, 768), 0)
+        sheet.save(folder / f"base-{guidance:.0f}.png")
+    return "; ".join(told_of)

@@ -6,8 +6,11 @@ Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorc
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -29,7 +32,7 @@ app = typer.Typer(
     "adapter lost.",
 )
 
-# The same four options on every verb.
+# The same four options on every verb; `_verb` adds them.
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault, and the log.")]
@@ -61,13 +64,43 @@ Settings = Annotated[
 ]
 Encoders = Annotated[
     list[str] | None,
-    typer.Option("--encoder", help="'pocket', a hub name, a folder, or sscd=FILE. Repeatable."),
+    typer.Option(
+        "--encoder",
+        help="'pocket', a hub name, a folder, sscd=FILE, or inception=FILE#SHA256. Repeatable.",
+    ),
 ]
 TrainImages = Annotated[
     Path | None, typer.Option("--train-images", help="What the adapter learnt from, for copying.")
 ]
 FailOn = Annotated[list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")]
 Preset = Literal["quick", "standard", "thorough"]
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of its words and the four common ones, run inside a `Door`, which it is given."""
+    hints = get_type_hints(function, include_extras=True)
+    own = signature(function).parameters
+    words = {name: p.replace(annotation=hints[name]) for name, p in own.items() if name != "door"}
+    for name, kind, default in (
+        ("json", Json, False),
+        ("quiet", Quiet, False),
+        ("seed", Seed, None),
+        ("debug", Debug, False),
+    ):
+        where = Parameter.POSITIONAL_OR_KEYWORD
+        words[name] = Parameter(name, where, default=default, annotation=kind)
+
+    @wraps(function)
+    def command(**given: Any) -> None:
+        as_json, quiet, debug = (given.pop(name) for name in ("json", "quiet", "debug"))
+        if "seed" not in own:
+            del given["seed"]
+        with Door(as_json=as_json, quiet=quiet, debug=debug) as door:
+            function(door, **given)
+
+    command.__signature__ = Signature(list(words.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: p.annotation for name, p in words.items()}
+    return command
 
 
 def _version(asked: bool | None) -> None:
@@ -89,33 +122,32 @@ def variegate(
 
 
 @app.command()
+@_verb
 def audit(
+    door: Door,
     images: Images,
     encoder: Annotated[
         str | None, typer.Option(help="'pocket', a hub name, a folder, or sscd=FILE.")
     ] = None,
     trigger: Trigger = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Can these pictures end well? Faults, duplicates, how many truly differ, captions."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate.audit import audit as look
-        from variegate.encoders import load
+    from variegate.audit import audit as look
+    from variegate.encoders import load
 
-        report = look(
-            images,
-            encoder=load(encoder) if encoder else None,
-            trigger=trigger,
-            say=lambda stage: door.say(stage, 0, 0),
-        ).to_json()
-        door.answer(report, answers.audit_text(report))
+    report = look(
+        images,
+        encoder=load(encoder) if encoder else None,
+        trigger=trigger,
+        say=lambda stage: door.say(stage, 0, 0),
+    ).to_json()
+    door.answer(report, answers.audit_text(report))
 
 
 @app.command()
+@_verb
 def train(
+    door: Door,
     images: MaybeImages = None,
     base: Base = None,
     trigger: Trigger = None,
@@ -126,32 +158,30 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        if resume is not None and (images or base or out or recipe or settings):
-            raise RequestError(
-                "--resume RUN goes on with that run's own recipe and pictures; "
-                "leave IMAGES, --base, --out, --recipe and --set out"
-            )
-        if resume is None:
-            asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
-        from variegate import train as room
+    if resume is not None and (images or base or out or recipe or settings):
+        raise RequestError(
+            "--resume RUN goes on with that run's own recipe and pictures; "
+            "leave IMAGES, --base, --out, --recipe and --set out"
+        )
+    if resume is None:
+        asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+    from variegate import train as room
 
-        if resume is None:
-            run = room.train(asked, out=_run_folder(out, asked), say=door.say)
-        else:
-            run = room.resume(resume.resolve(), say=door.say)
-        document = room.result(run)
-        door.answer(document, answers.run_text(document))
+    if resume is None:
+        run = room.train(asked, out=_run_folder(out, asked), say=door.say)
+    else:
+        run = room.resume(resume.resolve(), say=door.say)
+    document = room.result(run)
+    door.answer(document, answers.run_text(document))
 
 
 @app.command()
+@_verb
 def sample(
+    door: Door,
     prompt: Annotated[list[str], typer.Option(help="What to draw. Repeatable.")],
     out: Annotated[Path, typer.Option(help="Where the pictures go; those there already are kept.")],
     base: Base = None,
@@ -161,129 +191,153 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Draw every prompt with every seed."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import recipes
-        from variegate import sample as room
-        from variegate.formats import read
-        from variegate.models import load, pick_device
+    from variegate import recipes
+    from variegate import sample as room
+    from variegate.formats import read
+    from variegate.models import load, pick_device
 
-        base = base or "pocket"
-        plan = recipes.read(recipes.default_for(base)).sampling
-        changes = {"steps": steps, "guidance_scale": guidance}
-        plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
-        learnt = read(adapter).scaled(strength) if adapter else None
-        first = seed or 0
-        wanted = room.grid(prompt, range(first, first + seeds))
-        out = out.resolve()
-        model = load(base, device=pick_device())
-        pictures = room.sample(
-            model, learnt, wanted, plan=plan, out=out, negative=negative, say=door.say
-        )
-        sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
-        door.answer(
-            room.sample_json(pictures, sheet),
-            f"{len(pictures)} pictures in {out}, side by side in {sheet}",
-        )
+    base = base or "pocket"
+    plan = recipes.read(recipes.default_for(base)).sampling
+    changes = {"steps": steps, "guidance_scale": guidance}
+    plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    learnt = read(adapter).scaled(strength) if adapter else None
+    first = seed or 0
+    wanted = room.grid(prompt, range(first, first + seeds))
+    out = out.resolve()
+    model = load(base, device=pick_device())
+    pictures = room.sample(
+        model, learnt, wanted, plan=plan, out=out, negative=negative, say=door.say
+    )
+    sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
+    door.answer(
+        room.sample_json(pictures, sheet),
+        f"{len(pictures)} pictures in {out}, side by side in {sheet}",
+    )
 
 
 @app.command()
+@_verb
 def measure(
+    door: Door,
     adapter: Annotated[
         Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file (safetensors).")
     ] = None,
     base: Base = None,
-    images: Annotated[Path | None, typer.Option(help="Or: a folder of samples ...")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Or: a folder of samples, or their features ...")
+    ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="... against a folder of the base's, prompt by prompt.")
+        Path | None, typer.Option(help="... against those of the base, prompt by prompt.")
     ] = None,
     encoder: Encoders = None,
     train_images: TrainImages = None,
     trigger: Trigger = None,
     class_noun: ClassNoun = None,
+    style: Annotated[
+        bool,
+        typer.Option(
+            "--style", help="The adapter learnt a look, not a subject (not of the pocket)."
+        ),
+    ] = False,
     preset: Annotated[Preset, typer.Option(help="How many prompts and seeds.")] = "standard",
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts, one per line.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the samples here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep pictures, verdict and a page of them here.")
+    ] = None,
+    keep_features: Annotated[
+        Path | None, typer.Option(help="Write the features here, as .npy with prompts beside.")
+    ] = None,
+    faces: Annotated[
+        Path | None, typer.Option(help="A YuNet file (.onnx): are the faces alike?")
+    ] = None,
     fail_on: FailOn = None,
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """What did this adapter lose? Draws from adapter and base alike, and judges."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        _check_labels(fail_on)
-        if adapter is not None and (images or reference):
-            raise RequestError("give an ADAPTER, or --images with --reference; not both")
-        if adapter is None and (images is None or reference is None):
-            raise RequestError(
-                "nothing to measure: give an ADAPTER file with --base, or two folders with "
-                "--images DIR --reference DIR"
-            )
-        given = {"--base": base, "--prompts": prompts, "--out": out}
-        if adapter is None and any(given.values()):
-            idle = ", ".join(option for option, value in given.items() if value)
-            raise RequestError(f"two folders are measured as they are: leave out {idle}")
-        from variegate import trial
+    _check_labels(fail_on)
+    if adapter is not None and (images or reference):
+        raise RequestError("give an ADAPTER, or --images with --reference; not both")
+    if adapter is None and (images is None or reference is None):
+        raise RequestError(
+            "nothing to measure: give an ADAPTER file with --base, or two folders with "
+            "--images DIR --reference DIR"
+        )
+    given = {"--base": base, "--prompts": prompts, "--style": style}
+    if adapter is None and any(given.values()):
+        idle = ", ".join(option for option, value in given.items() if value)
+        raise RequestError(f"two folders are measured as they are: leave out {idle}")
+    from variegate import trial
+    from variegate.measure.tables import SUFFIXES
 
-        if adapter is not None:
-            base = base or "pocket"
-            verdict = trial.measure_adapter(
-                adapter,
-                base=base,
-                encoders=encoder or ["pocket"],
-                train_images=train_images,
-                trigger=trigger,
-                class_noun=class_noun,
-                preset=preset,
-                prompts=prompts,
-                out=out.resolve() if out else None,
-                seed=seed or 0,
-                say=door.say,
+    if adapter is not None:
+        base = base or "pocket"
+        verdict = trial.measure_adapter(
+            adapter,
+            base=base,
+            encoders=encoder or ["pocket"],
+            train_images=train_images,
+            trigger=trigger,
+            class_noun=class_noun,
+            style=style,
+            preset=preset,
+            prompts=prompts,
+            out=out.resolve() if out else None,
+            features=keep_features,
+            faces=faces,
+            seed=seed or 0,
+            say=door.say,
+            tell=door.tell,
+        )
+    elif images is not None and reference is not None and images.suffix in SUFFIXES:
+        if encoder or keep_features or out or trigger or class_noun:
+            raise RequestError(
+                "features are measured as they are: leave out --encoder, --keep-features, --out, "
+                "--trigger and --class"
             )
-        else:
-            assert images is not None
-            assert reference is not None
-            verdict = trial.measure_folders(
-                images,
-                reference,
-                encoders=encoder or ["pocket"],
-                train_images=train_images,
-                trigger=trigger,
-                class_noun=class_noun,
-                say=door.say,
-            )
-        _answer_verdict(door, verdict, fail_on)
+        verdict = trial.measure_features(images, reference, train=train_images)
+    else:
+        assert images is not None
+        assert reference is not None
+        verdict = trial.measure_folders(
+            images,
+            reference,
+            encoders=encoder or ["pocket"],
+            train_images=train_images,
+            trigger=trigger,
+            class_noun=class_noun,
+            out=out.resolve() if out else None,
+            features=keep_features,
+            faces=faces,
+            say=door.say,
+        )
+    _answer_verdict(door, verdict, fail_on, page=out.resolve() / "report.html" if out else None)
 
 
 @app.command()
+@_verb
 def verdict(
+    door: Door,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a verdict.json.")],
     rules: Annotated[
         Path | None, typer.Option(help="A TOML file of rules; the shipped ones without it.")
     ] = None,
     fail_on: FailOn = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Judge stored measurements again, by the shipped rules or by your own."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        _check_labels(fail_on)
-        from variegate.measure import RULES, Rules, read_verdict, rejudge
+    _check_labels(fail_on)
+    from variegate.measure import RULES, Rules, read_verdict, rejudge
 
-        found = rejudge(read_verdict(run), Rules.read(rules) if rules else RULES)
-        _answer_verdict(door, found, fail_on)
+    found = rejudge(read_verdict(run), Rules.read(rules) if rules else RULES)
+    _answer_verdict(door, found, fail_on)
 
 
 @app.command()
+@_verb
 def trial(
+    door: Door,
     images: Images,
     base: Base = None,
     trigger: Trigger = None,
@@ -292,138 +346,115 @@ def trial(
     recipe: RecipeName = None,
     settings: Settings = None,
     encoder: Encoders = None,
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """The whole story in one run: audit, train, sample, measure, report."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
-        if not asked.trigger or not asked.class_noun:
-            raise RequestError(
-                "a trial needs to know what to ask for: give --trigger WORD (a rare word that will "
-                "call the subject) and --class NOUN (what it is: dog, toy, person)"
-            )
-        from variegate import trial as room
-
-        document = room.trial(
-            asked, out=_run_folder(out, asked), encoders=encoder or (), say=door.say
+    asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+    if not asked.trigger or not asked.class_noun:
+        raise RequestError(
+            "a trial needs to know what to ask for: give --trigger WORD (a rare word that will "
+            "call the subject) and --class NOUN (what it is: dog, toy, person)"
         )
-        door.answer(document, answers.run_text(document))
+    from variegate import trial as room
+
+    document = room.trial(asked, out=_run_folder(out, asked), encoders=encoder or (), say=door.say)
+    door.answer(document, answers.run_text(document))
 
 
 @app.command()
+@_verb
 def demo(
+    door: Door,
     out: Annotated[Path, typer.Option(help="Where the two runs and the page go.")] = Path(
         "runs/demo"
     ),
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """See collapse and its prevention in five minutes: no GPU, no download."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import trial as room
+    from variegate import trial as room
 
-        document = room.demo(out=out.resolve(), seed=seed or 0, say=door.say)
-        door.answer(document, answers.demo_text(document))
+    document = room.demo(out=out.resolve(), seed=seed or 0, say=door.say)
+    door.answer(document, answers.demo_text(document))
 
 
 @app.command()
+@_verb
 def report(
+    door: Door,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    json: Json = False,
-    quiet: Quiet = False,
-    seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Write the page of a run again: one HTML file that needs nothing else."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate.report import write_report
+    from variegate.report import write_report
 
-        page = write_report(run).resolve()
-        door.answer({"run": str(run.resolve()), "report": str(page)}, str(page))
+    page = write_report(run).resolve()
+    door.answer({"run": str(run.resolve()), "report": str(page)}, str(page))
 
 
 @app.command()
-def strategies(
-    json: Json = False, quiet: Quiet = False, seed: Seed = None, debug: Debug = False
-) -> None:
+@_verb
+def strategies(door: Door) -> None:
     """Everything that prevents collapse here: where it acts, what it costs, what it did."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import catalogue
+    from variegate import catalogue
 
-        menu = catalogue.strategies()
-        door.answer(menu, answers.strategies_text(menu))
+    menu = catalogue.strategies()
+    door.answer(menu, answers.strategies_text(menu))
 
 
 @app.command()
+@_verb
 def inspect(
+    door: Door,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file (safetensors).")],
-    json: Json = False,
-    quiet: Quiet = False,
-    seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """What is in a LoRA file: family, format, rank, alpha, layers, metadata."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import formats
+    from variegate import formats
 
-        facts = formats.inspect(file)
-        door.answer(facts, answers.facts_text(facts))
+    facts = formats.inspect(file)
+    door.answer(facts, answers.facts_text(facts))
 
 
 @app.command()
+@_verb
 def convert(
+    door: Door,
     source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA file (safetensors).")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     to: Annotated[Literal["kohya", "diffusers", "peft"], typer.Option(help="Key names to use.")],
-    json: Json = False,
-    quiet: Quiet = False,
-    seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Rewrite a LoRA file with other key names; the update stays the same."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import formats
+    from variegate import formats
 
-        written = formats.convert(source, target, to).resolve()
-        facts = formats.inspect(written)
-        door.answer(facts, f"{written}: {facts['layers']} layers in {to} form")
+    written = formats.convert(source, target, to).resolve()
+    facts = formats.inspect(written)
+    door.answer(facts, f"{written}: {facts['layers']} layers in {to} form")
 
 
 @app.command()
+@_verb
 def recipe(
+    door: Door,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A shipped recipe's name or a file.")
     ] = "pocket",
     settings: Settings = None,
-    json: Json = False,
-    quiet: Quiet = False,
     seed: Seed = None,
-    debug: Debug = False,
 ) -> None:
     """Print a whole recipe, every entry spelled out, to start from."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import recipes
+    from variegate import recipes
 
-        asked = recipes.read(name, settings=tuple(settings or ()), seed=seed)
-        document = {"id": asked.id, "shipped": recipes.names(), **asked.model_dump(mode="json")}
-        door.answer(document, asked.to_toml().rstrip())
+    asked = recipes.read(name, settings=tuple(settings or ()), seed=seed)
+    document = {"id": asked.id, "shipped": recipes.names(), **asked.model_dump(mode="json")}
+    door.answer(document, asked.to_toml().rstrip())
 
 
 @app.command()
-def doctor(
-    json: Json = False, quiet: Quiet = False, seed: Seed = None, debug: Debug = False
-) -> None:
+@_verb
+def doctor(door: Door) -> None:
     """What is installed, which device will be used, what is missing and the line that mends it."""
-    with Door(as_json=json, quiet=quiet, debug=debug) as door:
-        from variegate import doctor as room
+    from variegate import doctor as room
 
-        findings = room.examine()
-        door.answer(findings, room.as_text(findings), exit_code=0 if findings["fit"] else 1)
+    findings = room.examine()
+    door.answer(findings, room.as_text(findings), exit_code=0 if findings["fit"] else 1)
 
 
 def _recipe(
@@ -459,11 +490,16 @@ def _run_folder(out: Path | None, asked: Recipe) -> Path:
     return (out or Path("runs") / f"{Path(asked.images).name}-{asked.id[:8]}").resolve()
 
 
-def _answer_verdict(door: Door, verdict: Verdict, fail_on: list[str] | None) -> None:
+def _answer_verdict(
+    door: Door, verdict: Verdict, fail_on: list[str] | None, *, page: Path | None = None
+) -> None:
     met = sorted(set(fail_on or ()) & set(verdict.labels))
     if met:
         door.warn(f"--fail-on: the verdict is {', '.join(met)}")
-    door.answer(verdict.to_json(), answers.verdict_text(verdict), exit_code=3 if met else 0)
+    document, text = verdict.to_json(), answers.verdict_text(verdict)
+    if page:
+        document, text = document | {"report": str(page)}, f"{text}\n\nOpen {page}"
+    door.answer(document, text, exit_code=3 if met else 0)
 
 
 def _check_labels(labels: list[str] | None) -> None:

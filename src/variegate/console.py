@@ -125,6 +125,11 @@ class Door:
         self.say.rest()
         print(printable(message), file=sys.stderr)
 
+    def tell(self, message: str) -> None:
+        """As `warn`, of what is no fault: kept back where no progress is wanted."""
+        if not self.quiet:
+            self.warn(message)
+
     def __enter__(self) -> Door:
         _calm_third_parties(self.debug)
         # A library that prints must not spoil the answer.

@@ -162,6 +162,29 @@ def test_only_the_published_sscd_file_is_run(tmp_path: Path) -> None:
         load(f"sscd={file}")
 
 
+class Pooled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return x.float().mean((2, 3)) if return_features else x.float()
+
+
+def test_inception_is_run_only_when_its_sha256_was_named(tmp_path: Path) -> None:
+    file = tmp_path / "inception.pt"
+    with pytest.raises(EncoderError, match="no Inception file"):
+        load(f"inception={file}")
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.script(Pooled()).save(str(file))
+    found = hub._sha256(file)
+    with pytest.raises(EncoderError, match=f"is {found}, and none was named"):
+        load(f"inception={file}")
+    with pytest.raises(EncoderError, match="expected 00ff"):
+        load(f"inception={file}#00ff")
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        encoder = load(f"inception={file}#{found}", device="cpu")
+    assert encoder.images(PICTURES).shape == (3, 3)
+    assert encoder.images(PICTURES).norm(dim=1).numpy() == pytest.approx(1)
+    assert encoder.id.startswith("inception-")
+
+
 def test_the_published_sscd_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Flat(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

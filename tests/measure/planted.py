@@ -17,6 +17,7 @@ from variegate.bench.world import (
     CLASSES,
     FACTORS,
     HELD_OUT,
+    PIXELS,
     Scene,
     draw_scene,
     render,
@@ -31,6 +32,8 @@ WEIGHTS = {"subject": 1.0, "colour": 0.8, "pattern": 0.6, "size": 0.6, "position
 NOISE = 0.2  # length of what an encoder sees besides the factors
 
 _scenes: dict[bytes, Scene] = {}
+_grays: dict[bytes, bytes] = {}
+_of_gray: dict[bytes, Scene] = {}
 
 
 def told(verdict: Verdict) -> str:
@@ -45,6 +48,18 @@ def draw(scene: Scene) -> np.ndarray:
     return pixels
 
 
+def _known(pixels: bytes) -> tuple[Scene, tuple[str, ...]]:
+    """The scene of a picture, and the factors that can be seen in it: in gray, no colour."""
+    if pixels in _scenes:
+        return _scenes[pixels], tuple(FACTORS)
+    for known in list(_scenes)[len(_grays) :]:
+        array = np.frombuffer(known, np.uint8).reshape(PIXELS, PIXELS, 3)
+        gray = Image.fromarray(array).convert("L").convert("RGB")
+        _grays[known] = np.asarray(gray).tobytes()
+        _of_gray[_grays[known]] = _scenes[known]
+    return _of_gray[pixels], tuple(f for f in FACTORS if f != "colour")
+
+
 class FactorEncoder:
     """What a good encoder would see: each factor of the scene, and noise of its own."""
 
@@ -55,8 +70,8 @@ class FactorEncoder:
         rows = []
         for picture in pictures:
             pixels = np.asarray(picture).tobytes()
-            scene = _scenes[pixels]
-            named = {f: (getattr(scene, f),) for f in FACTORS}
+            scene, seen = _known(pixels)
+            named = {f: (getattr(scene, f),) for f in seen}
             seed = int.from_bytes(hashlib.sha256(pixels).digest()[:4], "big")
             noise = torch.randn(16, generator=torch.Generator().manual_seed(seed)) * NOISE / 4
             rows.append(torch.cat([_one_hot(named), noise]))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from measure.planted import FactorEncoder, as_picture, told
 from variegate.errors import EncoderError, ImagesError
@@ -36,6 +37,52 @@ def test_trigger_prompts_without_a_class_noun_meet_line_by_line() -> None:
     ours = pictures(("a zqx", 0, "trigger"), ("a zqx at sea", 0, "trigger"))
     theirs = pictures(("a dog", 0, "trigger"), ("a dog at sea", 0, "trigger"))
     assert [s.base_prompt for s in match_lines(ours, theirs)] == ["a dog", "a dog at sea"]
+
+
+def test_a_prompt_that_loads_the_adapter_meets_the_one_that_does_not() -> None:
+    ours = pictures(("a cat <lora:mine:0.8>", 0, "class"), ("A dog, <lyco:x>", 0, "class"))
+    theirs = pictures(("a dog", 0, "class"), ("a cat", 0, "class"))
+    assert [s.base_prompt for s in match_lines(ours, theirs)] == ["a cat", "a dog"]
+
+
+def test_class_prompts_are_never_matched_by_their_place() -> None:
+    with pytest.raises(ImagesError, match="no prompt of"):
+        match_lines(pictures(("a cat", 0, "class")), pictures(("a dog", 0, "class")))
+
+
+def test_faces_are_compared_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    from measure.planted import FactorEncoder, draw, draw_set, faultless, planned, scene_of
+    from variegate.measure import PlannedPrompt, measure
+
+    monkeypatch.setenv("VARIEGATE_CACHE", "/dev/null/no-cache")
+
+    class Whole:
+        """Takes the whole picture for a face, but for every fifth."""
+
+        calls = 0
+
+        def largest(self, picture: Image.Image) -> Image.Image | None:
+            Whole.calls += 1
+            return None if Whole.calls % 5 == 0 else picture
+
+    one = draw(scene_of("a toy", np.random.default_rng(5)))
+
+    def same(line: PlannedPrompt, prompt: str, rng: np.random.Generator) -> np.ndarray:
+        return one
+
+    plan = [p._replace(seeds=tuple(range(6))) for p in planned() if p.group == "class"]
+    verdict = measure(
+        gather(
+            draw_set(plan, same, root=1),
+            draw_set(plan, faultless, root=2, base=True),
+            encoders=[FactorEncoder()],
+            faces=Whole(),
+        )
+    )
+    found = verdict.find("variety_vs_base@faces")
+    assert found is not None
+    assert found.value < 0.05
+    assert "faces (1 % of the base's variety)" in told(verdict)
 
 
 def test_seeds_meet_each_other() -> None:

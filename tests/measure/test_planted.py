@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from measure.planted import (
     SUBJECT,
@@ -52,14 +53,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @cache
-def base_set() -> ImageSet:
-    return draw_set(planned(), faultless, root=1, base=True)
+def base_set(preset: str = "quick") -> ImageSet:
+    return draw_set(planned(preset), faultless, root=1, base=True)
 
 
-def evidence_of(adapter: ImageSet, *, varied: bool = True) -> Evidence:
+def evidence_of(adapter: ImageSet, *, varied: bool = True, preset: str = "quick") -> Evidence:
     return gather(
         adapter,
-        base_set(),
+        base_set(preset),
         encoders=[FactorEncoder()],
         train_images=training_set(varied=varied),
         trigger=WORD,
@@ -67,8 +68,8 @@ def evidence_of(adapter: ImageSet, *, varied: bool = True) -> Evidence:
     )
 
 
-def verdict_on(adapter: ImageSet, *, varied: bool = True) -> Verdict:
-    return measure(evidence_of(adapter, varied=varied))
+def verdict_on(adapter: ImageSet, *, varied: bool = True, preset: str = "quick") -> Verdict:
+    return measure(evidence_of(adapter, varied=varied, preset=preset))
 
 
 @pytest.mark.parametrize("varied", [True, False])
@@ -130,6 +131,35 @@ def test_one_ground_behind_every_trigger_picture_is_trigger_narrowed() -> None:
     verdict = verdict_on(draw_set(planned(), same_ground, root=6))
     assert "trigger-narrowed" in verdict.labels
     assert not {"narrowed", "copying", "class-forgotten"} & set(verdict.labels)
+
+
+def test_black_and_white_is_a_palette_and_no_collapse() -> None:
+    def gray(line: PlannedPrompt, prompt: str, rng: np.random.Generator) -> np.ndarray:
+        picture = Image.fromarray(draw(scene_of(prompt, rng)))
+        return np.asarray(picture.convert("L").convert("RGB"))
+
+    verdict = verdict_on(draw_set(planned("standard"), gray, root=11), preset="standard")
+    assert not {"narrowed", "trigger-narrowed"} & set(verdict.labels), verdict.sentence
+    assert "Only the colours became alike" in told(verdict)
+
+
+def test_training_captions_are_asked_and_lock_onto_their_own_picture() -> None:
+    originals = training_set(varied=True)
+    captioned = ImageSet(
+        tuple(replace(p, prompt=f"zqx number {i}") for i, p in enumerate(originals)), "train"
+    )
+    plan = [
+        PlannedPrompt("caption", p.prompt or "", "a toy", (0, 1)) for p in captioned.pictures[:8]
+    ]
+    own = {line.adapter_prompt: pixels_of(p) for line, p in zip(plan, captioned, strict=False)}
+    ours = draw_set(plan, lambda line, prompt, rng: own[prompt], root=12)
+    theirs = draw_set(plan, lambda *_: draw(scene_of("a toy", np.random.default_rng(1))), root=13)
+    found = measure(gather(ours, theirs, encoders=[FactorEncoder()], train_images=captioned))
+    lock = found.find("self_against_other")
+    assert lock is not None
+    assert lock.value > 0.1
+    assert "100%" in lock.source
+    assert "copying" in found.labels
 
 
 def test_pictures_of_other_prompts_are_prompt_ignored() -> None:

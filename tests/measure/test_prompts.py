@@ -13,7 +13,15 @@ from variegate.measure.prompts import SIZES as PRESETS
 @pytest.mark.parametrize("pocket", [True, False])
 @pytest.mark.parametrize("subject", [True, False])
 def test_each_group_has_its_prompts_and_seeds(preset: str, pocket: bool, subject: bool) -> None:
-    plan = prompt_plan("toy", "zqx", preset=preset, pocket=pocket, subject=subject)  # type: ignore[arg-type]
+    captions = [f"a zqx toy, number {i}" for i in range(40)]
+    plan = prompt_plan(
+        "toy",
+        "zqx",
+        preset=preset,  # type: ignore[arg-type]
+        pocket=pocket,
+        subject=subject,
+        captions=captions,
+    )
     counted = Counter(line.group for line in plan)
     for group, (prompts, seeds) in PRESETS[preset].items():  # type: ignore[index]
         own = [line for line in plan if line.group == group]
@@ -61,6 +69,14 @@ def test_a_smaller_plan_is_the_beginning_of_a_larger_one() -> None:
         for preset in ("quick", "standard")
     )
     assert small[:16] == large[:16]
+
+
+def test_captions_are_asked_once_and_evenly_and_the_base_hears_the_class() -> None:
+    captions = ["a zqx", "a zqx", *(f"a zqx on day {i}" for i in range(64))]
+    plan = prompt_plan("owl", "zqx", pocket=True, captions=captions)
+    own = [line for line in plan if line.group == "caption"]
+    assert [line.adapter_prompt for line in own] == [f"a zqx on day {i}" for i in range(0, 64, 2)]
+    assert own[0].base_prompt == "an owl on day 0"
 
 
 def test_without_a_trigger_or_a_class_there_is_still_a_plan() -> None:

@@ -95,6 +95,72 @@ def test_the_nearer_the_limit_the_more_prompts_are_needed() -> None:
     assert prompts_to_settle(replace(at_limit, value=0.8999), warn=0.9, clear=0.7) is None
 
 
+def in_gray(value: float, low: float, *, palette: float = 0.4) -> list[Measurement | Missing]:
+    return [
+        Measurement("variety_vs_base@gray", value, low, value + 0.1, 32),
+        Measurement("variety_vs_base@palette", palette, palette - 0.1, palette + 0.1, 32),
+    ]
+
+
+LOST = headline("variety_vs_base", 0.5, 0.4, 0.65, p=0.0001)
+
+
+def test_colours_alone_are_no_collapse_and_are_told() -> None:
+    verdict = ill(*LOST, *in_gray(0.97, 0.9))
+    assert verdict.labels == ("healthy",)
+    assert "Only the colours became alike without the trigger word" in told(verdict)
+    assert "97 %" in verdict.sentence
+
+
+@pytest.mark.parametrize("gray", [in_gray(0.6, 0.5), in_gray(0.95, 0.6)])
+def test_pictures_that_are_alike_in_gray_too_are_narrowed(
+    gray: list[Measurement | Missing],
+) -> None:
+    assert ill(*LOST, *gray).labels == ("narrowed",)
+
+
+def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:
+    assert ill(*LOST, *in_gray(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "labels"),
+    [
+        (LOST, (0.97, 0.9, 1.05), ("inconclusive",)),
+        (LOST, (0.7, 0.6, 0.95), ("narrowed",)),
+        ([], (0.5, 0.4, 0.6), ("inconclusive",)),
+        ([], (0.85, 0.7, 1.0), ("healthy",)),
+    ],
+)
+def test_two_encoders_must_agree(
+    first: list[Measurement | Missing], other: tuple[float, float, float], labels: tuple[str, ...]
+) -> None:
+    second = Measurement("variety_vs_base@clip", *other, n=32)
+    names = {m.name for m in first}
+    found = [m for m in WELL if m.name not in names] + [*first, second]
+    verdict = judge(found, encoders=["pocket", "clip"])
+    assert verdict.labels == labels
+    assert ("encoders disagree" in told(verdict)) == (labels == ("inconclusive",))
+
+
+def test_two_encoders_that_are_low_but_unsure_do_not_disagree() -> None:
+    unsure = headline("variety_vs_base", 0.8, 0.6, 1.05, p=0.02)
+    second = Measurement("variety_vs_base@clip", 0.5, 0.4, 0.6, n=32)
+    found = [m for m in WELL if not m.name.startswith("variety")] + [*unsure, second]
+    verdict = judge(found, encoders=["pocket", "clip"])
+    assert verdict.labels == ("inconclusive",)
+    assert "Too little was drawn" in verdict.sentence
+
+
+def test_a_disagreement_beside_an_alarm_is_a_note() -> None:
+    copies = headline("copy_rate", 0.3, 0.2, 0.4, p=0.0001, n=100)
+    second = Measurement("variety_vs_base@clip", 0.5, 0.4, 0.6, n=32)
+    found = [m for m in WELL if not m.name.startswith("copy_rate")] + [*copies, second]
+    verdict = judge(found, encoders=["pocket", "clip"])
+    assert verdict.labels == ("copying",)
+    assert any("encoders disagree" in note for note in verdict.notes)
+
+
 def test_few_prompts_speak_for_themselves_only() -> None:
     verdict = ill(*headline("variety_vs_base", 0.3, 0.2, 0.4, p=0.0001, n=3))
     assert "for these 3 prompts only" in told(verdict)

@@ -221,7 +221,6 @@ def write_run(run: Path, *, narrowed: bool, seeds: int = 8, pixels: int = 64) ->
     (run / "audit.json").write_text(json.dumps(audit))
     evidence = {
         "encoder": "pocket",
-        "threshold": 0.93,
         "nearest": [
             {
                 "sample": f"samples/adapter/trigger-0-{i}.png",

@@ -268,7 +268,7 @@ def test_a_lone_verdict_makes_a_page(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text(json.dumps(planted_verdict(narrowed=False).to_json()))
     text = read(write_report(tmp_path)).text
     assert "Healthy" in text
-    assert "journal.jsonl is missing" in text
+    assert "How training went" not in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

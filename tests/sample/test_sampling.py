@@ -27,6 +27,7 @@ from variegate.sample import (
     initial_noise,
     sample,
     sample_json,
+    seconds_to_draw,
 )
 
 PLAN = SamplingPlan(steps=2, guidance_scale=3.0)
@@ -55,6 +56,18 @@ def adapter(model: StableDiffusion) -> Adapter:
         if path.endswith("to_q")
     }
     return Adapter("sd1", layers)
+
+
+def test_the_time_that_is_foretold_grows_with_pictures_and_steps(
+    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = (float(second) for second in range(100))
+    monkeypatch.setattr("variegate.sample.draw.time.perf_counter", lambda: next(clock))
+    foretold = [
+        seconds_to_draw(model, PLAN.model_copy(update={"steps": steps}), pictures)
+        for steps, pictures in ((5, 1), (10, 1), (10, 64))
+    ]
+    assert foretold == [5, 10, 20]  # a second a step, 32 pictures a batch
 
 
 def pixels(pictures: ImageSet) -> dict[tuple[Any, Any], np.ndarray]:

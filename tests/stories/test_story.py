@@ -108,6 +108,8 @@ def test_an_adapter_tells_its_own_trigger_and_class(tmp_path: Path) -> None:
     stored = variegate("verdict", tmp_path / "measured")
     assert stored["labels"] == verdict["labels"]
     assert stored["sentence"] == verdict["sentence"]
+    fault = variegate("measure", learnt["adapter"], "--out", run, expect=2)["error"]["message"]
+    assert "is a training run" in fault
 
 
 def test_a_short_demo_makes_both_runs_and_the_page(tmp_path: Path) -> None:
@@ -185,8 +187,14 @@ def test_folders_are_measured_without_a_model(tmp_path: Path) -> None:
     healthy = variegate("measure", "--images", same, "--reference", reference)
     assert not label_of(healthy) & {"narrowed", "copying", "prompt-ignored"}
     words = ("measure", "--images", one_place, "--reference", reference)
-    collapsed = variegate(*words, "--fail-on", "narrowed", expect=3)
+    kept = tmp_path / "kept"
+    collapsed = variegate(*words, "--fail-on", "narrowed", "--out", kept, expect=3)
     assert "narrowed" in label_of(collapsed)
+    page = Path(collapsed["report"]).read_text(encoding="utf8")
+    assert unescape(collapsed["sentence"]) in unescape(page)
+    assert "How training went" not in page
+    assert variegate("verdict", kept)["labels"] == collapsed["labels"]
+    assert variegate("report", kept)["report"] == collapsed["report"]
 
 
 @pytest.mark.parametrize(

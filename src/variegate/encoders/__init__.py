@@ -1,8 +1,8 @@
 """Frozen networks that turn pictures into rows of features, behind one face.
 
 `load` finds one by name. The pocket encoder ships with the package; DINOv2, CLIP and SigLIP come
-from a local folder or the hub; SSCD from its published TorchScript file. The two pixel encoders
-(`variegate.encoders.pixels`) need no network at all.
+from a local folder or the hub; SSCD from its published TorchScript file, Inception from one that
+the user vouches for. The pixel encoders (`variegate.encoders.pixels`) need no network at all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KnowsIdentity(Protocol):
 
 def load(name_or_path: str, *, device: str | None = None) -> Encoder:
     """The encoder of that name: `pocket`, a hub name or local folder of DINOv2, CLIP or SigLIP,
-    or `sscd=FILE`.
+    `sscd=FILE`, or `inception=FILE#SHA256`.
 
     device: where a large network runs; None takes an accelerator when there is one.
     Raises: EncoderError when it cannot be found, read or trusted.
@@ -71,6 +71,8 @@ def load(name_or_path: str, *, device: str | None = None) -> Encoder:
     kind, equals, file = name.partition("=")
     if equals and kind.lower() == "sscd":
         return hub.load_sscd(file, device=device)
+    if equals and kind.lower() == "inception":
+        return hub.load_inception(file, device=device)
     return hub.load_transformer(name, device=device)
 
 

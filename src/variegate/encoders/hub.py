@@ -1,8 +1,10 @@
-"""Published encoders: DINOv2, CLIP and SigLIP through transformers, SSCD as TorchScript.
+"""Published encoders: DINOv2, CLIP and SigLIP through transformers, SSCD and Inception as
+TorchScript.
 
 Only safetensors are read as weights and no code of a model's author is run. Pictures are resized
 and normalised here as the model's own `preprocessor_config.json` says, so nothing depends on which
-image library is installed. The one TorchScript file is compared with its published sha256 first.
+image library is installed. A TorchScript file is a program, so none is run whose sha256 is not
+known: SSCD's is written here, Inception's is told by who names the file.
 """
 
 from __future__ import annotations
@@ -177,6 +179,63 @@ class SSCD:
 
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         raise EncoderError("SSCD has no text tower; it finds copies only")
+
+    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
+        return False
+
+
+def load_inception(named: str, *, device: str | None = None) -> Inception:
+    """Inception of 2015 from a TorchScript file, named as FILE#SHA256. Raises: EncoderError."""
+    file, _, expected = named.rpartition("#")
+    path = Path(file or named).expanduser()
+    if not path.is_file():
+        raise EncoderError(
+            f"no Inception file at {str(path)!r}; expected inception-2015-12-05.pt, the TorchScript"
+            " that github.com/NVlabs/stylegan2-ada-pytorch measures FID with, named as"
+            " inception=FILE#SHA256"
+        )
+    found = _sha256(path)
+    if found != expected.lower():
+        told = f"expected {expected}" if file else "and none was named to compare it with"
+        raise EncoderError(
+            f"the sha256 of {path} is {found}, {told}. A TorchScript file is a program, so it is"
+            f" run only when you say which it is: inception={path}#SHA256"
+        )
+    where = device or pick_device()
+    network = torch.jit.load(str(path), map_location=where)
+    return Inception(network, id=f"inception-{found[:12]}", device=where)
+
+
+class Inception:
+    """The 2,048 pooled features that FID and KID were defined on, as unit rows.
+
+    `unscaled` gives them as the network does: published figures are of those, on full sets.
+    Source: Szegedy et al. 2015 (arXiv 1512.00567); Heusel et al. 2017 (arXiv 1706.08500).
+    """
+
+    has_text = False
+
+    def __init__(self, network: Any, *, id: str, device: str) -> None:
+        self.id = id
+        self._network = network.eval()
+        self._device = device
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        return F.normalize(self.unscaled(pictures), dim=-1)
+
+    def unscaled(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        rows = []
+        for picture in pictures:  # of any size each: the network resizes, as FID wants it done
+            pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+            with torch.inference_mode():
+                one = self._network(
+                    pixels.permute(2, 0, 1)[None].to(self._device), return_features=True
+                )
+            rows.append(one.float().cpu().flatten())
+        return torch.stack(rows).clone()
+
+    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        raise EncoderError("Inception has no text tower; name a CLIP or SigLIP encoder as well")
 
     def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
         return False

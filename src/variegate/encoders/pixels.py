@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from variegate import seeds
+from variegate.encoders import Encoder
 from variegate.errors import EncoderError
 
 SIDE = 64  # pixels of a thumbnail's side
@@ -63,6 +64,25 @@ class Layout(_Wordless):
 
     def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         return F.normalize(_looks(pictures).flatten(1), dim=1)
+
+
+class Gray:
+    """Another encoder's view of pictures with their colour taken out."""
+
+    has_text = False
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.id = f"{encoder.id} in gray"
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        return self._encoder.images([p.convert("L").convert("RGB") for p in pictures])
+
+    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        raise EncoderError(f"{self.id} has no text tower")
+
+    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
+        return False
 
 
 class Palette(_Wordless):

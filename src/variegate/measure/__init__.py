@@ -1,10 +1,11 @@
 """How varied, how faithful, how original an adapter's pictures are beside its base's.
 
     evidence = gather(adapter_set, base_set, encoders=[...])    pictures -> rows of features
-    readings = read(evidence)                                   rows -> named measurements
-    verdict = judge(readings)                                   measurements -> labels, advice
+    readings = read(evidence)                                   rows -> what is judged
+    others = describe(evidence)                                 rows -> what is reported beside it
+    verdict = judge([*readings, *others])                       measurements -> labels, advice
 
-`measure` is the last two in one. Only `gather` opens pictures and runs networks.
+`measure` is the last three in one. Only `gather` opens pictures and runs networks.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from variegate.errors import RunError
 from variegate.measure.advice import fit_advice
 from variegate.measure.copying import find_copies
+from variegate.measure.describe import describe
 from variegate.measure.evidence import Evidence, Line, View
 from variegate.measure.gather import evidence_of_features, gather, nearest_pictures
+from variegate.measure.power import foresee, seen_loss
 from variegate.measure.prompts import PlannedPrompt, prompt_plan
 from variegate.measure.readings import read
 from variegate.measure.rules import RULES, Rules
+from variegate.measure.tables import Table, read_features, write_features
 from variegate.measure.vendi import vendi, vendi_from_kernel
 from variegate.measure.verdict import judge
 from variegate.measurement import Verdict
@@ -30,21 +34,27 @@ __all__ = [
     "Line",
     "PlannedPrompt",
     "Rules",
+    "Table",
     "Verdict",
     "View",
+    "describe",
     "evidence_of_features",
     "find_copies",
     "fit_advice",
+    "foresee",
     "gather",
     "judge",
     "measure",
     "nearest_pictures",
     "prompt_plan",
     "read",
+    "read_features",
     "read_verdict",
     "rejudge",
+    "seen_loss",
     "vendi",
     "vendi_from_kernel",
+    "write_features",
 ]
 
 
@@ -78,7 +88,7 @@ def rejudge(verdict: Verdict, rules: Rules) -> Verdict:
 def measure(evidence: Evidence, *, rules: Rules = RULES) -> Verdict:
     """The verdict on an adapter: every measurement that the evidence allows, judged."""
     return judge(
-        read(evidence),
+        [*read(evidence), *describe(evidence)],
         rules,
         encoders=[view.encoder for view in evidence.views]
         + ([evidence.copies.encoder] if evidence.copies else []),

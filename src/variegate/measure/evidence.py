@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-GROUPS = ("class", "trigger", "unrelated")
+GROUPS = ("class", "trigger", "unrelated", "caption")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,14 @@ class Evidence:
     views: one per named encoder; the first decides. identity: who is in the picture, by the first
     encoder if it can tell that apart, else the first view again. layout: what surrounds it.
     axes: parts of the composition by name (palette, background), to say what became alike.
-    thumbnails: the pictures themselves, small. (layout, axes and thumbnails are there when
+    gray, gray_layout: the first encoder's view and the layout without colour, to tell a narrower
+    palette from narrower pictures; gray only where the adapter's palettes vary less.
+    faces: the largest face of each picture that shows one, when a detector was named;
+    face_lines: which of them answer which class prompt.
+    thumbnails: the pictures themselves, small. (All from layout to thumbnails are there when
     pictures were, not features alone.) copies: SSCD's view, when it was named.
-    pictures, trained_on: what to call each adapter picture and training picture.
+    pictures, trained_on: what to call each adapter picture and training picture; captions: of
+    the training pictures, "" where there is none.
     plan: facts that travel with the verdict (prompts, seeds, trigger, class noun).
     """
 
@@ -66,11 +71,16 @@ class Evidence:
     views: tuple[View, ...]
     identity: View
     layout: View | None = None
+    gray: View | None = None
+    gray_layout: View | None = None
+    faces: View | None = None
+    face_lines: tuple[Line, ...] = ()
     thumbnails: View | None = None
     axes: dict[str, View] = field(default_factory=dict)
     copies: View | None = None
     pictures: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
     weak_encoder: bool = False
     plan: dict[str, Any] = field(default_factory=dict)
 

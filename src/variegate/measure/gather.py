@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
@@ -13,13 +14,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from variegate.encoders import Encoder, KnowsIdentity
-from variegate.encoders.pixels import Border, Layout, Palette, Thumbnail
+from variegate.encoders.faces import FaceFinder
+from variegate.encoders.pixels import Border, Gray, Layout, Palette, Thumbnail
 from variegate.errors import EncoderError, FeaturesError, ImagesError
 from variegate.images import ImageSet, Picture
+from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
 from variegate.measure.evidence import GROUPS, Evidence, Line, View
 from variegate.measure.neighbours import Rows
+from variegate.measure.prompts import as_base, bare
 
 PIXEL_BATCH = 32  # pictures open at a time
+FEWER_COLOURS = 0.9  # of the base's variety of palettes: below, pictures are looked at in gray too
 
 
 def gather(
@@ -31,13 +36,15 @@ def gather(
     held_out: ImageSet | None = None,
     trigger: str | None = None,
     class_noun: str | None = None,
+    faces: FaceFinder | None = None,
 ) -> Evidence:
     """All that the measures need of these pictures.
 
-    adapter, base: samples, their pictures in the groups class, trigger, unrelated or caption;
+    adapter, base: samples, their pictures in the groups class, trigger, unrelated and caption;
     no group counts as class. A prompt of one is matched with the same prompt of the other; trigger
     prompts with those that have the class noun in the trigger's place, else line by line.
-    encoders: the first decides; SSCD among them decides on copying as well.
+    encoders: the first decides; SSCD among them decides on copying as well. faces: cuts them out,
+    to tell whether they became alike.
     Raises: EncoderError when no encoder is given, ImagesError when no prompt matches.
     """
     general = [e for e in encoders if not _finds_copies(e)]
@@ -52,16 +59,22 @@ def gather(
     views = tuple(_view(e, sets, lines) for e in general)
     first = views[0]
     pixels = _pixel_views(sets)
+    shown, face_lines = _faces(faces, general[0], adapter, base, lines)
     return Evidence(
         lines=lines,
         views=views,
         identity=_identity(general[0], first),
         layout=pixels["layout"],
+        gray=_gray_view(general[0], sets, lines, pixels["palette"]),
+        gray_layout=pixels["gray layout"],
+        faces=shown,
+        face_lines=face_lines,
         thumbnails=pixels["thumbnails"],
         axes={name: pixels[name] for name in ("palette", "background")},
         copies=None if sscd is None else _view(sscd, sets, lines),
         pictures=tuple(_name(p) for p in adapter),
         trained_on=tuple(_name(p) for p in train_images or ()),
+        captions=tuple((p.prompt or "").strip() for p in train_images or ()),
         weak_encoder=_unfamiliar(general[0], first),
         plan=_plan(lines, adapter, base, trigger, class_noun),
     )
@@ -139,7 +152,7 @@ def match_lines(
     for group in GROUPS:
         ours, theirs = _rows_by_prompt(adapter, group), _rows_by_prompt(base, group)
         for prompt, base_prompt in _pair_prompts(
-            list(ours), list(theirs), trigger=trigger, class_noun=class_noun
+            group, list(ours), list(theirs), trigger=trigger, class_noun=class_noun
         ):
             a, b, paired = _pair_seeds(
                 adapter.pictures, base.pictures, ours[prompt], theirs[base_prompt]
@@ -189,6 +202,7 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
     """All that plain pixels tell, each picture opened once; quicker than a cache would be."""
     encoders: dict[str, Encoder] = {
         "layout": Layout(),
+        "gray layout": Gray(Layout()),
         "palette": Palette(),
         "background": Border(),
         "thumbnails": Thumbnail(),
@@ -209,6 +223,61 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
         assert base is not None
         views[name] = View(encoder.id, adapter, base, rows["train"][i], rows["held_out"][i])
     return views
+
+
+def _gray_view(
+    encoder: Encoder, sets: dict[str, ImageSet | None], lines: tuple[Line, ...], palette: View
+) -> View | None:
+    """The pictures without colour through the first encoder; None where the colours of class
+    pictures are as varied as the base's, and so explain nothing."""
+    usable = [
+        line
+        for line in lines
+        if line.group == "class"
+        and min(len(line.adapter_rows), len(line.base_rows)) >= AT_LEAST_PICTURES
+    ]
+    if not usable:
+        return None
+    colours = compare_variety(
+        [palette.of_adapter(line) for line in usable], [palette.of_base(line) for line in usable]
+    )
+    if colours is None or colours.ratio >= FEWER_COLOURS:
+        return None
+    return _view(Gray(encoder), {**sets, "train": None, "held_out": None}, lines)
+
+
+def _faces(
+    finder: FaceFinder | None,
+    encoder: Encoder,
+    adapter: ImageSet,
+    base: ImageSet,
+    lines: tuple[Line, ...],
+) -> tuple[View | None, tuple[Line, ...]]:
+    """The faces in class pictures through the first encoder, and their rows by prompt."""
+    if finder is None:
+        return None, ()
+    crops: tuple[list[Picture], list[Picture]] = ([], [])
+    found = []
+    for line in lines:
+        if line.group != "class":
+            continue
+        rows: list[tuple[int, ...]] = []
+        for own, pictures, kept in zip(
+            (line.adapter_rows, line.base_rows), (adapter, base), crops, strict=True
+        ):
+            start = len(kept)
+            for row in own:
+                face = finder.largest(pictures.pictures[row].open())
+                if face is not None:
+                    pixels = torch.from_numpy(np.array(face.convert("RGB"))).permute(2, 0, 1)
+                    name = f"face in {pictures.pictures[row].key}"
+                    kept.append(Picture(name, None, tensor=pixels.contiguous()))
+            rows.append(tuple(range(start, len(kept))))
+        found.append(replace(line, adapter_rows=rows[0], base_rows=rows[1], paired=0))
+    if not all(crops):
+        return None, ()
+    ours, theirs = (ImageSet(tuple(part), "faces").features(encoder) for part in crops)
+    return View(encoder.id, ours, theirs), tuple(found)
 
 
 def _identity(encoder: Encoder, view: View) -> View:
@@ -245,32 +314,29 @@ def _rows_by_prompt(pictures: ImageSet, group: str) -> dict[str, list[int]]:
 
 
 def _pair_prompts(
-    ours: list[str], theirs: list[str], *, trigger: str | None, class_noun: str | None
+    group: str,
+    ours: list[str],
+    theirs: list[str],
+    *,
+    trigger: str | None,
+    class_noun: str | None,
 ) -> list[tuple[str, str]]:
-    """Same with same if that leaves none over; else trigger with class noun; else line by line."""
-    known = {_bare(prompt): prompt for prompt in theirs}
-    same = [(p, p) for p in ours if p in set(theirs)]
+    """Same with same if that leaves none over; else trigger with class noun; else, of what was
+    asked with the trigger, line by line."""
+    known = {bare(prompt): prompt for prompt in theirs}
+    alike = [(p, p if p in theirs else known.get(bare(p))) for p in ours]
+    same = [(p, q) for p, q in alike if q is not None]
     if len(same) == len(ours):
         return same
-    if trigger and class_noun:
-        swapped = [(p, known.get(_bare(as_base(p, trigger, class_noun)))) for p in ours]
+    if trigger:
+        noun = class_noun or "thing"
+        swapped = [(p, known.get(bare(as_base(p, trigger, noun)))) for p in ours]
         named = [(p, q) for p, q in swapped if q is not None]
         if len(named) == len(ours):
             return named
-    if len(ours) == len(theirs) and not same:
+    if group in ("trigger", "caption") and len(ours) == len(theirs) and not same:
         return list(zip(ours, theirs, strict=True))
     return same
-
-
-def as_base(prompt: str, trigger: str, class_noun: str) -> str:
-    """The prompt with the class noun in the trigger's place, once where both stand."""
-    word, noun = re.escape(trigger), re.escape(class_noun)
-    return re.sub(rf"\b{word}(\s+{noun})?\b", lambda _: class_noun, prompt)
-
-
-def _bare(prompt: str) -> str:
-    """Without articles and case, which change with the noun."""
-    return re.sub(r"\b(an?)\s+", "", prompt.lower()).strip()
 
 
 def _pair_seeds(

@@ -5,6 +5,7 @@ What decides about copying is `copying`; these stand beside it, each with what i
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +75,9 @@ def data_copying(
     )
     cells = min(CELLS, len(np.unique(theirs, axis=0)))
     rng = seeds.numpy_at(0, "measure.cells", len(theirs))
-    centres, _ = kmeans2(theirs, cells, minit="++", seed=rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty cell is left out below
+        centres, _ = kmeans2(theirs, cells, minit="++", seed=rng)
     cell_of_train = _nearest_centre(theirs, centres)
     total = weight = 0.0
     for cell in range(cells):

@@ -2,7 +2,8 @@
 
 Collapse shows in what a prompt leaves out, so most prompts here leave most things open. Class
 prompts name the class noun, or nothing at all (neutral); trigger prompts name the trigger, and the
-base is asked the same with the class noun; unrelated prompts ask for something else altogether.
+base is asked the same with the class noun; unrelated prompts ask for something else altogether;
+caption prompts are the training pictures' own, where copies show first.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Literal, NamedTuple
 Preset = Literal["quick", "standard", "thorough"]
 # (prompts, seeds) of each group.
 SIZES: dict[Preset, dict[str, tuple[int, int]]] = {
-    "quick": {"class": (16, 4), "trigger": (8, 4), "unrelated": (8, 2)},
-    "standard": {"class": (32, 4), "trigger": (16, 4), "unrelated": (16, 2)},
-    "thorough": {"class": (64, 8), "trigger": (32, 8), "unrelated": (16, 4)},
+    "quick": {"class": (16, 4), "trigger": (8, 4), "unrelated": (8, 2), "caption": (8, 2)},
+    "standard": {"class": (32, 4), "trigger": (16, 4), "unrelated": (16, 2), "caption": (32, 2)},
+    "thorough": {"class": (64, 8), "trigger": (32, 8), "unrelated": (16, 4), "caption": (32, 2)},
 }
 
 # The words that the pocket's captions are made of.
@@ -88,6 +89,7 @@ def prompt_plan(
     preset: Preset = "standard",
     pocket: bool = False,
     subject: bool = True,
+    captions: Iterable[str] = (),
     first_seed: int = 0,
 ) -> tuple[PlannedPrompt, ...]:
     """The prompts of all groups, each drawn by adapter and base at the same seeds.
@@ -96,6 +98,7 @@ def prompt_plan(
     trigger: the learnt word; "" leaves the trigger group out.
     pocket: speak the grammar of the pocket's captions.
     subject: False for an adapter that learnt a style, whose trigger names the look of any scene.
+    captions: of the training pictures; those that no other group asks are asked as they are.
     first_seed: the seeds are first_seed, first_seed + 1, ...
     """
     noun, word = class_noun.strip(), trigger.strip()
@@ -115,6 +118,7 @@ def prompt_plan(
         if word:
             add("trigger", zip(_pocket_lines(word), _pocket_lines(noun or "picture"), strict=True))
         add("unrelated", ((p, p) for p in _pocket_unrelated(noun)))
+        add("caption", _from_captions(captions, plan, word, noun or "thing", sizes["caption"][0]))
         return tuple(plan)
     own = _scenes(noun) if noun and subject else iter(())
     add("class", ((p, p) for p in _mixed(own, _neutral_lines())))
@@ -127,6 +131,8 @@ def prompt_plan(
         add("trigger", ((f"{p}, {style}", f"{p}, {noun}" if noun else p) for p in _neutral_lines()))
     words = set(re.findall(r"\w+", noun.lower()))
     add("unrelated", ((p, p) for p in UNRELATED if not words & set(p.split())))
+    called = noun or ("thing" if subject else "")
+    add("caption", _from_captions(captions, plan, word, called, sizes["caption"][0]))
     return tuple(plan)
 
 
@@ -137,6 +143,54 @@ def article(words: str) -> str:
     ('an owl', 'a zqx')
     """
     return ("an " if words[:1].lower() in "aeiou" else "a ") + words
+
+
+def as_base(prompt: str, trigger: str, class_noun: str) -> str:
+    """The prompt with the class noun in the trigger's place, once where both stand, and with the
+    article that it wants.
+
+    >>> as_base("a zqx dog at sea", "zqx", "dog"), as_base("A zqx", "zqx", "owl")
+    ('a dog at sea', 'An owl')
+    """
+    word, noun = re.escape(trigger), re.escape(class_noun)
+
+    def swapped(match: re.Match[str]) -> str:
+        if not match[1]:
+            return class_noun
+        with_article = article(class_noun)
+        return with_article[0].upper() + with_article[1:] if match[1][0] == "A" else with_article
+
+    return re.sub(rf"\b([Aa]n?\s+)?{word}(\s+{noun})?\b", swapped, prompt)
+
+
+def bare(prompt: str) -> str:
+    """Without articles and case, which change with the noun, and without the tags by which other
+    tools load an adapter.
+
+    >>> bare("An owl at a market"), bare("an owl, at sea <lora:owls_v2:0.8>")
+    ('owl at market', 'owl, at sea')
+    """
+    told = re.sub(r"<(lora|lyco|hypernet):[^<>]*>", " ", prompt.lower())
+    return " ".join(re.sub(r"\b(an?)\s+", "", told).split()).strip(" ,")
+
+
+def _from_captions(
+    captions: Iterable[str], plan: Sequence[PlannedPrompt], trigger: str, noun: str, count: int
+) -> list[tuple[str, str]]:
+    """Up to `count` captions, evenly over the set, with what the base is asked for each."""
+    asked = {line.adapter_prompt for line in plan}
+    own = [c for c in dict.fromkeys(c.strip() for c in captions) if c and c not in asked]
+    step = max(1.0, len(own) / count)
+    some = [own[int(i * step)] for i in range(min(count, len(own)))]
+    if not trigger:
+        return [(c, c) for c in some]
+    return [(c, as_base(c, trigger, noun) if noun else _without(c, trigger)) for c in some]
+
+
+def _without(prompt: str, word: str) -> str:
+    """The prompt less the word and what joins it to the rest."""
+    left = re.sub(rf"(\s*,)?\s*\b(an?\s+)?{re.escape(word)}\b", "", prompt)
+    return left.strip(" ,")
 
 
 def _first(pairs: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]]:

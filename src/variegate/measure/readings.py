@@ -31,6 +31,10 @@ def _variety(evidence: Evidence) -> list[Reading]:
     found = _compare("variety_vs_base", evidence.views[0], lines)
     for view in (*evidence.views[1:], *filter(None, [evidence.layout])):
         found += _compare(f"variety_vs_base@{view.encoder}", view, lines)[:1]
+    if evidence.faces:
+        found += _compare("variety_vs_base@faces", evidence.faces, evidence.face_lines)[:1]
+    if evidence.gray:
+        found += _compare("variety_vs_base@gray", evidence.gray, lines)[:1]
     return [*found, *_axes("variety_vs_base", evidence, lines)]
 
 
@@ -61,6 +65,8 @@ def _trigger_variety(evidence: Evidence) -> list[Reading]:
     found = _compare("trigger_variety_vs_base", evidence.layout, lines)
     for view in evidence.views:
         found += _compare(f"trigger_variety_vs_base@{view.encoder}", view, lines)[:1]
+    if evidence.gray_layout:
+        found += _compare("trigger_variety_vs_base@gray", evidence.gray_layout, lines)[:1]
     return [*found, *_axes("trigger_variety_vs_base", evidence, lines)]
 
 

@@ -18,7 +18,9 @@ from variegate.measure.wording import (
     CLAUSES,
     SENTENCES,
     STRANGE,
+    disagree,
     listed,
+    palette_only,
     passed,
     what_is_alike,
 )
@@ -46,35 +48,52 @@ def judge(
     """The verdict that these measurements earn under these rules.
 
     A label stands on every gate that alarms. With none, the verdict is `inconclusive` if a variety
-    that matters was missing or is not shown to be well, or the encoder does not know such pictures,
-    `undertrained` if the subject was not learnt, else `healthy`. `undertrained` also stands beside
-    other labels.
+    that matters was missing or is not shown to be well, or encoders disagree on it, or the encoder
+    does not know such pictures, `undertrained` if the subject was not learnt, else `healthy`.
+    `undertrained` also stands beside other labels.
+    encoders: names as in the measurements, the deciding one first.
     """
     found = {m.name: m for m in measurements if isinstance(m, Measurement)}
     missing = {m.name: m.why for m in measurements if isinstance(m, Missing)}
+    notes = _notes(missing, weak_encoder)
     p: dict[str, float] = {
         g.label: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
     }
     together = holm(p)
     reasons: list[Reason] = []
+    in_stead: dict[str, Measurement] = {}  # of a gate's own measurement
+    split: list[Reason] = []
     for gate in rules.gates:
-        if gate.label in p and p[gate.label] < rules.alpha and together[gate.label] < rules.family:
-            severity = _severity(gate, found[gate.measurement])
-            if severity:
-                reasons.append(_reason(gate, severity, found, rules))
+        if gate.label not in p:
+            continue
+        sure = p[gate.label] < rules.alpha and together[gate.label] < rules.family
+        severity = _severity(gate, found[gate.measurement]) if sure else None
+        own = found[gate.measurement]
+        if severity and (gray := _colours_alone(gate, found)):
+            in_stead[gate.measurement] = gray
+            notes.append(palette_only(own, gray))
+        elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
+            told = disagree(own, other)
+            split.append(Reason("inconclusive", "warn", gate.measurement, told))
+        elif severity:
+            reasons.append(_reason(gate, severity, found, rules))
     alarmed = {r.label for r in reasons}
     if (learnt := found.get("likeness")) and _edge(learnt, "high") < rules.learnt:
         reasons.append(
             Reason("undertrained", "warn", "likeness", SENTENCES["undertrained"](learnt))
         )
     if not alarmed:
-        reasons += _doubts(rules, found, missing)
+        doubted = {reason.measurement for reason in split}
+        doubts = _doubts(rules, {**found, **in_stead}, missing)
+        reasons += [*split, *(d for d in doubts if d.measurement not in doubted)]
+    else:
+        notes += [reason.sentence for reason in split]
     if not reasons and weak_encoder:
         reasons.append(Reason("inconclusive", "warn", "variety_vs_base", STRANGE))
     labels: tuple[Label, ...] = tuple(dict.fromkeys(r.label for r in reasons)) or ("healthy",)
     return Verdict(
         labels=labels,
-        sentence=_sentence(labels, reasons, found),
+        sentence=_sentence(labels, reasons, {**found, **in_stead}),
         reasons=tuple(reasons),
         advice=_advise(labels),
         measurements=tuple(measurements),
@@ -82,7 +101,7 @@ def judge(
         encoders=tuple(encoders),
         weak_encoder=weak_encoder,
         plan=dict(plan or {}),
-        notes=_notes(missing, weak_encoder),
+        notes=tuple(notes),
     )
 
 
@@ -101,6 +120,42 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
     if sign * number < sign * gate.fail:
         return "fail"
     return "warn" if sign * number < sign * gate.warn else None
+
+
+def _colours_alone(gate: Gate, found: Mapping[str, Measurement]) -> Measurement | None:
+    """The measurement without colour, where palettes were lost and that does not alarm."""
+    gray, palette = found.get(gate.colourless or ""), found.get(f"{gate.measurement}@palette")
+    if gray is None or palette is None or palette.value >= gate.warn or gate.clear is None:
+        return None
+    well = _severity(gate, gray) is None and _edge(gray, "low") >= gate.clear
+    return gray if well else None
+
+
+def _dissenter(
+    gate: Gate,
+    own: Measurement,
+    severity: Severity | None,
+    found: Mapping[str, Measurement],
+    encoders: Sequence[str],
+) -> Measurement | None:
+    """A further encoder's measurement that reads the margin the other way than the first's.
+
+    Against an alarm its value is enough; against a first that reads well it must be past the margin
+    as surely as an alarm must.
+    """
+    for encoder in encoders[1:]:
+        other = found.get(f"{gate.measurement}@{encoder}")
+        if other is None:
+            continue
+        if severity and not _past(gate, other.value):
+            return other
+        if not severity and not _past(gate, own.value) and _severity(gate, other):
+            return other
+    return None
+
+
+def _past(gate: Gate, value: float) -> bool:
+    return value < gate.warn if gate.side == "below" else value > gate.warn
 
 
 def _reason(
@@ -176,7 +231,7 @@ def _sentence(
     return f"{first}; it also {listed(others)}." if others else f"{first}."
 
 
-def _notes(missing: Mapping[str, str], weak: bool) -> tuple[str, ...]:
+def _notes(missing: Mapping[str, str], weak: bool) -> list[str]:
     notes = []
     if "copy_rate" in missing:
         notes.append(f"Copying was not tested: {missing['copy_rate']}.")
@@ -185,7 +240,7 @@ def _notes(missing: Mapping[str, str], weak: bool) -> tuple[str, ...]:
             "The pictures are far from what the pocket encoder knows, so read all figures with"
             f" care and measure again with --encoder {REAL_ENCODER}."
         )
-    return tuple(notes)
+    return notes
 
 
 def _advise(labels: Sequence[Label]) -> tuple[Advice, ...]:

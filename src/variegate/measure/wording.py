@@ -72,9 +72,8 @@ def _undertrained(m: Measurement) -> str:
 
 
 def _inconclusive(m: Measurement) -> str:
-    where = "with the trigger word" if m.name.startswith("trigger") else "without the trigger word"
     return (
-        f"Too little was drawn to be sure: {where} the variety is {_percent(m.value)} of the"
+        f"Too little was drawn to be sure: {_where(m)} the variety is {_percent(m.value)} of the"
         f" base's, and it may be anything from {_percent(m.low or 0.0)} to"
         f" {_percent(m.high if m.high is not None else m.value)}."
     )
@@ -103,12 +102,38 @@ CLAUSES: dict[Label, str] = {
 STRANGE = "No loss was found, but by an encoder that does not know pictures like these."
 
 
+def disagree(first: Measurement, other: Measurement) -> str:
+    seen, elsewhere = _eyes(first), other.name.partition("@")[2]
+    return (
+        f"The encoders disagree: {_where(first)} the variety is {_percent(first.value)} of the"
+        f" base's{seen}, but {_percent(other.value)} by {elsewhere}; look at the pictures."
+    )
+
+
+def palette_only(m: Measurement, gray: Measurement) -> str:
+    return (
+        f"Only the colours became alike {_where(m)}: the variety is {_percent(m.value)} of the"
+        f" base's, and {_percent(gray.value)} with the colours taken out. If a palette is what it"
+        " was to learn, all is well."
+    )
+
+
+def _eyes(m: Measurement) -> str:
+    """Whose reading it is, as far as its source says."""
+    parts = m.source.split(", ")
+    return f" by {parts[1]}" if len(parts) > 1 else ""
+
+
+def _where(m: Measurement) -> str:
+    return "with the trigger word" if m.name.startswith("trigger") else "without the trigger word"
+
+
 def listed(parts: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-AXES = {"background": "backgrounds", "palette": "colours"}
+AXES = {"faces": "faces", "background": "backgrounds", "palette": "colours"}
 
 
 def what_is_alike(found: Mapping[str, Measurement], m: Measurement, *, below: float) -> str:

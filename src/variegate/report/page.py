@@ -52,7 +52,7 @@ def write_report(run_folder: Path) -> Path:
     "difference", "copy"}`
     (the sample's path relative to the run, the training picture's absolute or relative to the
     run), and `panels`, a list of `{"title", "text", "pictures": [{"file", "caption"}]}`; also
-    `encoder` and `threshold`, which the page names beside the pairs.
+    `encoder`, which the page names beside the pairs.
 
     Raises: RunError when the folder is missing or is no run, NoSpace when it cannot be written.
     """
@@ -103,12 +103,13 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "verdict": verdict,
         "chips": chips(verdict),
         "facts": _facts(record),
+        "trained": record.trained,
         "groups": [group_view(g, album, ("Base", "Adapter")) for g in rows],
         "shown": sampling_note(rows),
         "samples": {"base": len(record.base), "adapter": len(record.adapter)},
         "nearest": [_nearest_view(n, record, album) for n in nearest],
         "nearest_total": len(tables(record.evidence.get("nearest"), MOST_ENTRIES)),
-        "nearest_note": {k: record.evidence.get(k) for k in ("encoder", "threshold")},
+        "nearest_encoder": record.evidence.get("encoder"),
         "panels": [
             {
                 "title": p.get("title", ""),
@@ -390,6 +391,9 @@ def _commands(record: RunRecord) -> list[tuple[str, str]]:
     if record.verdict is not None and record.verdict.weak_encoder:
         look = ["variegate", "measure", f"{run}/adapter.safetensors"]
         look += ["--base", str(recipe.get("base") or "BASE"), "--train-images", images]
+        if record.recipe is None:  # a measurement alone, which may not know the adapter
+            look = ["variegate", "measure", "--images", f"{run}/samples/adapter"]
+            look += ["--reference", f"{run}/samples/base"]
         look += ["--encoder", "facebook/dinov2-base"]
         commands.append(("Measure with an encoder made for photographs", look))
     commands.append(("Write this page again", ["variegate", "report", run]))

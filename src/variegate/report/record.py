@@ -19,7 +19,8 @@ from variegate.recipe import Recipe
 from variegate.run import Run
 
 MOST_BYTES = 64 * 2**20  # of one file: a journal of a long run stays far below
-KNOWN_FILES = ("recipe.toml", "journal.jsonl", "verdict.json", "audit.json", "samples")
+OF_TRAINING = ("recipe.toml", "journal.jsonl", "audit.json")
+KNOWN_FILES = (*OF_TRAINING, "verdict.json", "samples")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class RunRecord:
     audit: dict[str, Any] | None
     evidence: dict[str, Any]
     gaps: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a training run's folder and not that of a measurement alone."""
+        return any((self.folder / name).exists() for name in OF_TRAINING)
 
 
 def read_record(folder: Path) -> RunRecord:

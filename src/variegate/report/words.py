@@ -65,8 +65,8 @@ LABELS: dict[str, LabelWords] = {
     "inconclusive": LabelWords(
         "Inconclusive",
         "unsure",
-        "There are too few pictures to tell. This is no all-clear and no alarm: draw more prompts "
-        "and seeds and measure again.",
+        "These pictures cannot tell. This is no all-clear and no alarm: the reasons below say "
+        "whether more prompts and seeds would settle it.",
     ),
 }
 

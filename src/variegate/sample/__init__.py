@@ -1,7 +1,7 @@
 """Pictures from a base with or without an adapter: the same noise for the same seed, resumable."""
 
 from variegate.sample.denoise import denoise, initial_noise
-from variegate.sample.draw import Request, grid, sample
+from variegate.sample.draw import Request, grid, sample, seconds_to_draw
 from variegate.sample.sheet import contact_sheet, sample_json
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "initial_noise",
     "sample",
     "sample_json",
+    "seconds_to_draw",
 ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +212,24 @@ def _by_look(slots: list[_Slot]) -> dict[tuple[str, int], list[_Slot]]:
 def _batch_size(model: StableDiffusion) -> int:
     pixels = BATCH_PIXELS.get(model.device.type, BATCH_PIXELS["cpu"])
     return max(1, min(MAX_BATCH, pixels // model.resolution**2))
+
+
+def seconds_to_draw(model: StableDiffusion, plan: SamplingPlan, pictures: int) -> float | None:
+    """About how long so many pictures take here, by the clock of one denoising step of a full
+    batch; None where that does not fit into memory, since drawing then finds its own size."""
+    size = max(1, min(_batch_size(model), pictures))
+    noise = torch.cat([initial_noise(model, seed) for seed in range(size)])
+    words = model.embed([""]).expand(size, -1, -1)
+    one = plan.model_copy(update={"steps": 1})
+    took = 0.0
+    try:
+        for _ in range(2):  # the first call warms up
+            start = time.perf_counter()
+            denoise(model, noise, words, words, plan=one, picture_seeds=range(size))
+            took = time.perf_counter() - start
+    except torch.OutOfMemoryError:
+        return None
+    return took * plan.steps * math.ceil(pictures / size)
 
 
 class _Drawer:

@@ -81,7 +81,7 @@ def read_training_set(
     squares, notes = _squares(images, side)
     masks, found = _masks(images, squares, notes) if needs_masks else (None, None)
     examples = []
-    captions = [_caption(picture, recipe, pocket=pocket) for picture in images]
+    captions = [caption_of(picture, recipe, pocket=pocket) for picture in images]
     for i, picture in enumerate(images):
         pixels = torch.from_numpy(np.array(squares[i])).permute(2, 0, 1).float() / 255
         known = masks is not None and found is not None and bool(found[i])
@@ -228,7 +228,8 @@ def _turns(examples: Sequence[Example], step: int, size: int, seed: int) -> list
     return picked
 
 
-def _caption(picture: Picture, recipe: Recipe, *, pocket: bool) -> str:
+def caption_of(picture: Picture, recipe: Recipe, *, pocket: bool) -> str:
+    """Its own, else one that names the trigger and the class noun."""
     if picture.prompt is not None:
         return picture.prompt
     if pocket:

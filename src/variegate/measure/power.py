@@ -9,10 +9,11 @@ from variegate.measure.prompts import PlannedPrompt
 from variegate.measure.rules import RULES, Rules
 
 # Deviation over prompts of the logarithm of the variety ratio, where nothing is wrong, by pictures
-# of a prompt: measured on the pocket (docs/calibration.md). Other bases and encoders differ.
+# of a prompt: the pocket's base against itself at other seeds (`tools/calibrate.py scatter`). Other
+# bases and encoders differ, and a narrowed adapter scatters more.
 SCATTER: dict[str, dict[int, float]] = {
-    "variety_vs_base": {4: 0.5, 8: 0.3},
-    "trigger_variety_vs_base": {4: 0.5, 8: 0.3},
+    "variety_vs_base": {4: 0.26, 8: 0.18},
+    "trigger_variety_vs_base": {4: 0.17, 8: 0.09},
 }
 EDGE = 1.96  # of the 95 % interval
 NINE_OF_TEN = 1.28  # normal quantile of 0.9

@@ -292,10 +292,10 @@ def measure(
             tell=door.tell,
         )
     elif images is not None and reference is not None and images.suffix in SUFFIXES:
-        if encoder or keep_features or out or trigger or class_noun:
+        if encoder or keep_features or out or trigger or class_noun or faces:
             raise RequestError(
                 "features are measured as they are: leave out --encoder, --keep-features, --out, "
-                "--trigger and --class"
+                "--trigger, --class and --faces"
             )
         verdict = trial.measure_features(images, reference, train=train_images)
     else:

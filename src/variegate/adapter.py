@@ -27,6 +27,11 @@ from variegate.recipe import AdapterPlan
 PARTS = ("unet", "text_encoder")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
+# What LoCon (kohya's conv_dim, LyCORIS) learns beside: ResNet blocks, resampling, 1x1 projections.
+CONVOLUTION = (
+    *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out"),
+    *("downsamplers.0.conv", "upsamplers.0.conv"),
+)
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _SLOT = "default"  # PEFT's name for the one adapter a model carries
 
@@ -140,11 +145,13 @@ def attached(model: Any, adapter: Adapter | None, *, strength: float = 1.0) -> I
 class Attached:
     """A trainable adapter on a model, from `attach`; float32 whatever the model's precision."""
 
-    def __init__(self, model: Any, layers: dict[str, Any], family: str, alpha: float) -> None:
+    def __init__(
+        self, model: Any, layers: dict[str, Any], family: str, alphas: dict[str, float]
+    ) -> None:
         self._model = model
         self._layers = layers
         self._family = family
-        self._alpha = alpha
+        self._alphas = alphas
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
@@ -198,7 +205,7 @@ class Attached:
             name: LayerUpdate(
                 down=layer.lora_A[_SLOT].weight.detach().cpu().clone(),
                 up=layer.lora_B[_SLOT].weight.detach().cpu().clone(),
-                alpha=self._alpha,
+                alpha=self._alphas[name],
             )
             for name, layer in self._layers.items()
         }
@@ -216,8 +223,9 @@ class Attached:
             )
         for name, layer in self._layers.items():
             update = adapter.layers[name]
-            if not math.isclose(update.alpha, self._alpha, rel_tol=1e-6):
-                raise AdapterError(f"{name}: alpha {update.alpha}; attached with {self._alpha}")
+            alpha = self._alphas[name]
+            if not math.isclose(update.alpha, alpha, rel_tol=1e-6):
+                raise AdapterError(f"{name}: alpha {update.alpha}; attached with {alpha}")
             _fill(layer, update)
 
     def detach(self) -> None:
@@ -236,7 +244,7 @@ def attach(model: Any, plan: AdapterPlan, *, seed: int) -> Attached:
     modules = dict(_targets(model, plan))
     if not modules:
         raise AdapterError(f"{_label(model)} has no {plan.layers} layers to adapt")
-    ranks = dict.fromkeys(modules, (plan.rank, plan.alpha))
+    ranks = {name: _rank(module, plan) for name, module in modules.items()}
     layers = _inject(model, modules, ranks, dropout=plan.dropout)
     for name, layer in layers.items():
         down, up = layer.lora_A[_SLOT], layer.lora_B[_SLOT]
@@ -248,13 +256,24 @@ def attach(model: Any, plan: AdapterPlan, *, seed: int) -> Attached:
         down.requires_grad_(True)
         up.requires_grad_(True)
         layer.lora_dropout.train()
-    return Attached(model, layers, family=str(model.family), alpha=plan.alpha)
+    alphas = {name: alpha for name, (_, alpha) in ranks.items()}
+    return Attached(model, layers, family=str(model.family), alphas=alphas)
+
+
+def _rank(module: nn.Module, plan: AdapterPlan) -> tuple[int, float]:
+    """(rank, alpha) of a layer: every layer's update has the scale alpha / rank of the plan."""
+    rank = plan.rank
+    if isinstance(module, nn.Conv2d) and plan.convolution_rank is not None:
+        rank = plan.convolution_rank
+    return rank, plan.alpha * rank / plan.rank
 
 
 def _targets(model: Any, plan: AdapterPlan) -> Iterator[tuple[str, nn.Module]]:
-    ends = ATTENTION + (FEEDFORWARD if plan.layers == "attention+feedforward" else ())
+    inner = ATTENTION + (FEEDFORWARD if "feedforward" in plan.layers else ())
+    outer = CONVOLUTION if "convolution" in plan.layers else ()
     for path, module in model.unet.named_modules():
-        if path.endswith(tuple(f".{end}" for end in ends)) and "transformer_blocks" in path:
+        ends = inner if ".transformer_blocks." in path else outer
+        if path.endswith(tuple(f".{end}" for end in ends)):
             yield f"unet.{path}", module
     if plan.text_encoder:
         for path, module in model.text_encoder.named_modules():

@@ -269,15 +269,15 @@ def measure(
     if adapter is None and any(given.values()):
         idle = ", ".join(option for option, value in given.items() if value)
         raise RequestError(f"two folders are measured as they are: leave out {idle}")
-    from variegate import trial
+    from variegate import elsewhere
     from variegate.measure.tables import SUFFIXES
 
     if adapter is not None:
         base = base or "pocket"
-        verdict = trial.measure_adapter(
+        verdict = elsewhere.measure_adapter(
             adapter,
             base=base,
-            encoders=encoder or ["pocket"],
+            encoders=encoder or (),
             train_images=train_images,
             trigger=trigger,
             class_noun=class_noun,
@@ -297,14 +297,14 @@ def measure(
                 "features are measured as they are: leave out --encoder, --keep-features, --out, "
                 "--trigger, --class and --faces"
             )
-        verdict = trial.measure_features(images, reference, train=train_images)
+        verdict = elsewhere.measure_features(images, reference, train=train_images)
     else:
         assert images is not None
         assert reference is not None
-        verdict = trial.measure_folders(
+        verdict = elsewhere.measure_folders(
             images,
             reference,
-            encoders=encoder or ["pocket"],
+            encoders=encoder or (),
             train_images=train_images,
             trigger=trigger,
             class_noun=class_noun,

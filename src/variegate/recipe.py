@@ -31,8 +31,11 @@ class AdapterPlan(Entry):
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, le=1024, description="rank of each layer's update")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    layers: Literal["attention", "attention+feedforward"] = Field(
-        "attention", description="which UNet layers get an update"
+    layers: Literal["attention", "attention+feedforward", "attention+feedforward+convolution"] = (
+        Field("attention", description="which UNet layers get an update")
+    )
+    convolution_rank: int | None = Field(
+        None, ge=1, le=1024, description="rank of the convolutions' updates; None: rank"
     )
     text_encoder: bool = Field(False, description="train the text encoder's attention too")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each update")
@@ -62,6 +65,12 @@ class CaptionDropout(Entry):
     """Train some steps on the empty caption, so that guidance keeps its ground."""
 
     p: float = Field(0.1, ge=0, le=1)
+
+
+class CaptionLayout(Entry):
+    """Name the subject's size and place in some captions, as its mask shows them."""
+
+    p: float = Field(0.5, ge=0, le=1)
 
 
 class Flip(Entry):
@@ -107,6 +116,7 @@ class Strategies(Entry):
     """Whatever prevents collapse; a table that is present is on."""
 
     min_snr: MinSNR | None = None
+    caption_layout: CaptionLayout | None = None
     caption_dropout: CaptionDropout | None = None
     flip: Flip | None = None
     stay_near: StayNear | None = None

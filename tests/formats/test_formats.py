@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,12 @@ def pipeline(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def adapter(pipeline: Any) -> Adapter:
-    """Every linear and 1x1 layer of attention; ranks differ by layer, and alpha from the rank."""
+    """Every layer of attention, ResNet blocks and resampling; ranks differ, alpha is no rank."""
     draw = torch.Generator().manual_seed(0)
     layers = {}
     for part in ("unet", "text_encoder"):
         for path, module in getattr(pipeline, part).named_modules():
-            if ("attn" not in path and "proj_" not in path) or not adaptable(module):
+            if not re.search(r"attn|proj_|resnets|samplers", path) or not adaptable(module):
                 continue
             shape = module.weight.shape
             rank = 2 + len(layers) % 2

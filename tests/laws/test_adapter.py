@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,13 @@ from variegate.adapter import Adapter, LayerUpdate, attach, attached
 from variegate.errors import AdapterError
 from variegate.recipe import AdapterPlan
 
-BOTH = AdapterPlan(rank=4, alpha=2.0, layers="attention+feedforward", text_encoder=True)
+EVERY_LAYER = AdapterPlan(
+    rank=4,
+    alpha=2.0,
+    layers="attention+feedforward+convolution",
+    convolution_rank=2,
+    text_encoder=True,
+)
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def answer(model: Any) -> torch.Tensor:
 
 
 def random_adapter(model: Any, seed: int = 0) -> Adapter:
-    on = attach(model, BOTH, seed=seed)
+    on = attach(model, EVERY_LAYER, seed=seed)
     layers = {
         name: LayerUpdate(u.down, torch.randn(u.up.shape, generator=seeds.at(seed, name)), u.alpha)
         for name, u in on.adapter().layers.items()
@@ -70,7 +77,7 @@ def random_adapter(model: Any, seed: int = 0) -> Adapter:
 
 def test_a_fresh_adapter_changes_nothing_to_the_bit(model: Any) -> None:
     before = answer(model)
-    on = attach(model, BOTH, seed=1)
+    on = attach(model, EVERY_LAYER, seed=1)
     assert torch.equal(answer(model), before)
     on.detach()
 
@@ -78,7 +85,7 @@ def test_a_fresh_adapter_changes_nothing_to_the_bit(model: Any) -> None:
 def test_silenced_and_let_go_the_model_answers_as_the_base_to_the_bit(model: Any) -> None:
     before, names = answer(model), [n for n, _ in model.unet.named_modules()]
     learnt = random_adapter(model)
-    on = attach(model, BOTH, seed=1)
+    on = attach(model, EVERY_LAYER, seed=1)
     on.load(learnt)
     changed = answer(model)
     assert not torch.allclose(changed, before)
@@ -127,6 +134,36 @@ def test_layers_may_differ_in_rank_and_alpha(model: Any) -> None:
     assert mixed.rank == 4
 
 
+@pytest.mark.parametrize(
+    ("layers", "kinds"),
+    [
+        ("attention", {"attn"}),
+        ("attention+feedforward", {"attn", "ff"}),
+        ("attention+feedforward+convolution", {"attn", "ff", "resnet", "resample", "proj"}),
+    ],
+)
+def test_the_plan_says_which_layers_learn(layers: Any, kinds: set[str], model: Any) -> None:
+    spelt = {
+        "attn": r"\.attn[12]\.to_(q|k|v|out\.0)$",
+        "ff": r"\.ff\.net\.(0\.proj|2)$",
+        "resnet": r"\.resnets\.\d\.(conv1|conv2|conv_shortcut|time_emb_proj)$",
+        "resample": r"\.(down|up)samplers\.0\.conv$",
+        "proj": r"\.attentions\.\d\.proj_(in|out)$",
+    }
+    on = attach(model, AdapterPlan(rank=4, alpha=8.0, layers=layers, convolution_rank=2), seed=0)
+    updates = on.adapter().layers
+    on.detach()
+    expected = {
+        f"unet.{path}"
+        for path, _ in model.unet.named_modules()
+        if any(re.search(spelt[kind], path) for kind in kinds)
+    }
+    assert set(updates) == expected
+    for update in updates.values():
+        assert update.rank == (2 if update.down.ndim == 4 else 4)
+        assert update.scale == 2.0
+
+
 def test_convolutions_can_carry_updates(model: Any) -> None:
     before = answer(model)
     weight = model.unet.conv_in.weight
@@ -146,7 +183,7 @@ def test_first_weights_depend_on_the_seed_alone(model: Any) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(global_seed)
             state = torch.random.get_rng_state()
-            on = attach(model, BOTH, seed=seed)
+            on = attach(model, EVERY_LAYER, seed=seed)
             assert torch.equal(torch.random.get_rng_state(), state)
         downs.append(next(iter(on.adapter().layers.values())).down)
         on.detach()
@@ -156,9 +193,9 @@ def test_first_weights_depend_on_the_seed_alone(model: Any) -> None:
 
 def test_the_spectrum_is_that_of_the_dense_update(model: Any) -> None:
     learnt = random_adapter(model)
-    for name in list(learnt.layers)[:3]:
-        dense = torch.linalg.svdvals(learnt.delta(name).double())[:4].float()
-        torch.testing.assert_close(learnt.spectrum(name)[:4], dense, atol=1e-4, rtol=1e-4)
+    for name, update in learnt.layers.items():
+        dense = torch.linalg.svdvals(update.delta().flatten(1).double())[: update.rank].float()
+        torch.testing.assert_close(learnt.spectrum(name), dense, atol=1e-4, rtol=1e-4)
 
 
 def test_scaling_scales_the_update_and_its_spectrum(model: Any) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from measure.planted import told
+from variegate.elsewhere import measure_adapter, measure_features, measure_folders
 from variegate.errors import AdapterError, FeaturesError, ImagesError
-from variegate.trial import measure_adapter, measure_features, measure_folders
 
 COLLAPSED = {"narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying"}
 Paint = Callable[[int], np.ndarray]

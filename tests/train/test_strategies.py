@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from variegate.recipe import HeldOut, Recipe, Strategies
 from variegate.train.data import read_training_set
 from variegate.train.objective import row_losses
 from variegate.train.split import split
-from variegate.train.strategies import KITCHEN, Shot, Strategy, cook
+from variegate.train.strategies import KITCHEN, Setting, Shot, Strategy, cook
 from variegate.train.strategies.stay_near import draw_prompt
-from variegate.train.strategies.zoom_shift import keep_in_view
+from variegate.train.strategies.zoom_shift import keep_in_view, move
 
 
 def one(name: str, **settings: Any) -> Strategy:
@@ -71,6 +72,28 @@ def test_zoom_and_shift_take_the_mask_along_and_keep_the_subject_in_view() -> No
         assert moved.pixels.max() <= 1
 
 
+def test_a_shift_alone_loses_no_detail() -> None:
+    picture, _ = shot()
+    moved, mask, covered = move(picture.pixels, picture.mask, 1.0, (0.125, -0.0625))
+    assert torch.equal(moved[:, :60, 8:], picture.pixels[:, 4:, :56])
+    assert torch.equal(mask[:60, 8:], picture.mask[4:, :56])
+    assert covered[:60, 8:].all()
+    assert covered.sum() == 60 * 56
+
+
+def test_a_zoom_keeps_the_middle_in_its_place() -> None:
+    pixels = torch.zeros(3, 64, 64)
+    pixels[:, 28:36, 20:44] = 1
+    half, _, covered = move(pixels, torch.ones(64, 64), 0.5, (0.0, 0.0))
+    assert half[:, 30:34, 27:37].min() > 0.9
+    assert half[:, :29].max() < 0.1
+    assert half[:, 35:].max() < 0.1
+    assert covered.sum() == 32 * 32
+    double, _, covered = move(pixels, torch.ones(64, 64), 2.0, (0.0, 0.0))
+    assert double[:, 26:38, 10:54].min() > 0.9
+    assert covered.all()
+
+
 def test_the_ground_goes_on_and_the_subject_is_drawn_once() -> None:
     strategy = one("zoom_shift", zoom_min=0.6, zoom_max=1.0)
     scene = world.Scene("robot", "yellow", "plain", "medium", "center")
@@ -106,9 +129,73 @@ def test_a_new_ground_leaves_the_subject_and_needs_a_mask() -> None:
     assert strategy.alter(unknown, ("a.png", 0)) is unknown
 
 
+def as_seen(scene: world.Scene) -> torch.Tensor:
+    """The scene's mask as the loop hands it over, at the size of the latents."""
+    mask = torch.from_numpy(world.render_mask(scene))[None]
+    return torch.nn.functional.adaptive_avg_pool2d(mask, 8)[0]
+
+
+def namer(*, pocket: bool, p: float = 1.0) -> Strategy:
+    plan = {"strategies": {"caption_layout": {"p": p}}, "trigger": "zqx", "class_noun": "face"}
+    recipe = Recipe.build(plan)
+    strategy = cook(recipe)["caption_layout"]
+    model = SimpleNamespace(pocket=pocket)
+    strategy.prepare(Setting(recipe, model, Path(), lambda *_: None))
+    return strategy
+
+
+def test_size_and_place_are_named_as_the_world_has_them() -> None:
+    strategy, rng = namer(pocket=True), np.random.default_rng(0)
+    places = {"center": "in the center", "left": "on the left", "right": "on the right"}
+    right = {"size": [0, 0], "place": [0, 0]}
+    for step in range(600):
+        scene = world.draw_scene(rng, world.HELD_OUT)
+        caption = strategy.caption("a zqx on a red background", step, 0, as_seen(scene))
+        thing, _, place = caption.partition(" on a red background")
+        size = thing.removeprefix("a ").removesuffix("zqx").strip()
+        assert size or place
+        if size:
+            right["size"][size == scene.size] += 1
+        if place:
+            truth = places.get(scene.position, f"at the {scene.position}")
+            right["place"][place.strip() == truth] += 1
+    for wrong, hits in right.values():
+        assert hits > 250
+        assert hits >= 0.93 * (hits + wrong)
+
+
+def test_layout_is_named_by_chance_only_where_it_is_seen_and_unsaid() -> None:
+    mask = as_seen(world.Scene("robot", "red", "plain", "small", "top left"))
+    seldom = namer(pocket=True, p=0.3)
+    said = [seldom.caption("a zqx", step, 0, mask) != "a zqx" for step in range(500)]
+    assert sum(said) == pytest.approx(150, abs=40)
+    always = namer(pocket=True)
+    for caption in ("", "a large zqx", "a zqx in the center"):
+        assert always.caption(caption, 1, 0, mask) == caption
+    assert always.caption("a zqx", 1, 0, None) == "a zqx"
+    one_way, mirrored = (
+        always.caption("a zqx", 3, 0, mask),
+        always.caption("a zqx", 3, 0, mask.flip(1)),
+    )
+    assert one_way == always.caption("a zqx", 3, 0, mask)
+    assert mirrored == one_way.replace("left", "right")
+
+
+def test_on_real_bases_layout_is_named_in_a_photographers_words() -> None:
+    strategy = namer(pocket=False)
+    mask = torch.zeros(64, 64)
+    mask[2:14, 50:62] = 1
+    told = {strategy.caption("a photo of zqx dog", step, 0, mask) for step in range(30)}
+    assert told == {
+        "a photo of zqx dog, seen from afar",
+        "a photo of zqx dog, at the top right",
+        "a photo of zqx dog, seen from afar, at the top right",
+    }
+
+
 def test_captions_are_dropped_and_pictures_mirrored_at_their_rate() -> None:
     drop, flip = one("caption_dropout", p=0.25), one("flip", p=0.5)
-    captions = [drop.caption("a zqx", step, row) for step in range(200) for row in range(5)]
+    captions = [drop.caption("a zqx", step, row, None) for step in range(200) for row in range(5)]
     assert captions.count("") == pytest.approx(250, abs=50)
     mirrored = [flip.mirrors(step, row) for step in range(200) for row in range(5)]
     assert sum(mirrored) == pytest.approx(500, abs=60)

@@ -76,6 +76,11 @@ def load(name_or_path: str, *, device: str | None = None) -> Encoder:
     return hub.load_transformer(name, device=device)
 
 
+def load_encoders(names: Sequence[str]) -> list[Encoder]:
+    """Those encoders; the pocket's where none is named."""
+    return [load(name) for name in names or ("pocket",)]
+
+
 def _load_pocket() -> Encoder:
     from variegate.encoders.pocket import PocketEncoder
 

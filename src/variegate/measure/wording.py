@@ -196,6 +196,12 @@ _MASK = Advice(
     "learns from the subject and little from what surrounds it",
     UNTESTED,
 )
+_SAY_LAYOUT = Advice(
+    "caption_layout",
+    "strategies.caption_layout.p=0.5",
+    "keeps the words for size and place working beside the trigger",
+    UNTESTED,
+)
 _DROPOUT = Advice(
     "caption_dropout",
     "strategies.caption_dropout.p=0.1",
@@ -223,7 +229,7 @@ ADVICE: dict[Label, tuple[Advice, ...]] = {
     "healthy": (),
     "narrowed": (_STAY_NEAR, FEWER_STEPS),
     "trigger-narrowed": (_ZOOM, _GROUND, _MASK),
-    "prompt-ignored": (_STAY_NEAR, _DROPOUT, FEWER_STEPS),
+    "prompt-ignored": (_STAY_NEAR, _SAY_LAYOUT, _DROPOUT, FEWER_STEPS),
     "class-forgotten": (_STAY_NEARER, FEWER_STEPS),
     "copying": (_ZOOM, _GROUND, _FLIP, FEWER_STEPS),
     "undertrained": (MORE_STEPS,),

@@ -178,6 +178,11 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "Even-handed noise levels",
         "Stops a few easy noise levels from dominating what is learnt.",
     ),
+    "caption_layout": (
+        "Say size and place",
+        "Some captions say how large the subject is and where it stands, so that these words keep "
+        "their meaning beside the trigger and the trigger does not take it over.",
+    ),
     "caption_dropout": (
         "Caption dropout",
         "Some steps train without a caption, so that guidance keeps its footing.",

@@ -122,10 +122,11 @@ class Latents:
                 draw = torch.rand((), generator=seeds.at(recipe.seed, "variant", step, row))
                 variant = int(draw * recipe.variants)
             mirrored = any(s.mirrors(step, row) for s in strategies)
-            pairs.append(self.latent(example, variant, mirrored=mirrored))
-            caption = example.caption
+            latent, mask = self.latent(example, variant, mirrored=mirrored)
+            pairs.append((latent, mask))
+            caption, seen = example.caption, mask if example.shot.found else None
             for strategy in strategies:
-                caption = strategy.caption(caption, step, row)
+                caption = strategy.caption(caption, step, row, seen)
             captions.append(caption)
         latents = torch.stack([latent for latent, _ in pairs])
         levels = self._model.schedule.timesteps

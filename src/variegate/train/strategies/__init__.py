@@ -10,6 +10,7 @@ from typing import Any
 from variegate.recipe import Recipe
 from variegate.train.strategies.base import Rows, Setting, Shot, Strategy
 from variegate.train.strategies.caption_dropout import DropCaptions
+from variegate.train.strategies.caption_layout import NameLayout
 from variegate.train.strategies.flip import MirrorPictures
 from variegate.train.strategies.masked_loss import CountTheSubject
 from variegate.train.strategies.min_snr import CapEasyLevels
@@ -21,6 +22,7 @@ KITCHEN: dict[str, Any] = {
     "zoom_shift": MovePictures,
     "new_background": ChangeGround,
     "flip": MirrorPictures,
+    "caption_layout": NameLayout,
     "caption_dropout": DropCaptions,
     "min_snr": CapEasyLevels,
     "masked_loss": CountTheSubject,

@@ -70,8 +70,11 @@ class Strategy:
         """Whether this row is mirrored left to right at this step."""
         return False
 
-    def caption(self, caption: str, step: int, row: int) -> str:
-        """The caption that this row is trained on at this step."""
+    def caption(self, caption: str, step: int, row: int, mask: Float[Tensor, "y x"] | None) -> str:
+        """The caption that this row is trained on at this step.
+
+        mask: the subject's share of each place in the latents, None where it was not found.
+        """
         return caption
 
     def weigh_rows(

@@ -78,15 +78,20 @@ def move(
     zoom: float,
     shift: tuple[float, float],
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "h w"], Float[Tensor, "h w"]]:
-    """Pixels, mask, and how much of each pixel is covered after zooming about the middle.
+    """Pixels, mask, and which pixels are covered (1) after zooming about the middle.
 
-    shift is (right, down) as shares of the side. Uncovered pixels hold the nearest colour.
+    shift is (right, down) as shares of the side. Uncovered pixels hold the nearest colour. The
+    picture is resized once and laid down on whole pixels: nothing else may cost it its details.
     """
-    right, down = shift
-    inverse = torch.tensor([[1 / zoom, 0, -2 * right / zoom], [0, 1 / zoom, -2 * down / zoom]])
     both = torch.cat([pixels, mask[None]])[None]
-    grid = F.affine_grid(inverse[None], list(both.shape), align_corners=False)
-    moved = F.grid_sample(both, grid, padding_mode="border", align_corners=False)[0]
-    ones = torch.ones(1, 1, *both.shape[-2:])
-    covered = F.grid_sample(ones, grid, padding_mode="zeros", align_corners=False)[0, 0]
-    return moved[:3], moved[3] * covered, covered.clamp(0, 1)
+    h, w = mask.shape
+    size = [max(1, round(side * zoom)) for side in (h, w)]
+    if size != [h, w]:
+        both = F.interpolate(both, size, mode="bicubic", antialias=True)
+    right, down = shift
+    rows = torch.arange(h) - round((h - size[0]) / 2 + down * h)
+    columns = torch.arange(w) - round((w - size[1]) / 2 + right * w)
+    moved = both[0][:, rows.clamp(0, size[0] - 1)][:, :, columns.clamp(0, size[1] - 1)]
+    in_rows = (rows >= 0) & (rows < size[0])
+    covered = (in_rows[:, None] & (columns >= 0) & (columns < size[1])).float()
+    return moved[:3].clamp(0, 1), moved[3].clamp(0, 1) * covered, covered

@@ -26,7 +26,7 @@ class Facts:
 
 FACTS: dict[str, Facts] = {
     "min_snr": Facts("objective", "none"),
-    "caption_layout": Facts("data", "one mask per picture, made once"),
+    "caption_scene": Facts("data", "one mask per picture, made once"),
     "caption_dropout": Facts("data", "none"),
     "flip": Facts("data", "none; doubles the cached latents"),
     "stay_near": Facts(

@@ -67,8 +67,8 @@ class CaptionDropout(Entry):
     p: float = Field(0.1, ge=0, le=1)
 
 
-class CaptionLayout(Entry):
-    """Name the subject's size and place in some captions, as its mask shows them."""
+class CaptionScene(Entry):
+    """Name the subject's size and place and the ground's colour in some captions, as seen."""
 
     p: float = Field(0.5, ge=0, le=1)
 
@@ -116,7 +116,7 @@ class Strategies(Entry):
     """Whatever prevents collapse; a table that is present is on."""
 
     min_snr: MinSNR | None = None
-    caption_layout: CaptionLayout | None = None
+    caption_scene: CaptionScene | None = None
     caption_dropout: CaptionDropout | None = None
     flip: Flip | None = None
     stay_near: StayNear | None = None

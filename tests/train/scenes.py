@@ -42,7 +42,7 @@ def tiny_recipe(base: Path, images: Path, **entries: Any) -> Recipe:
 
 EVERYTHING: dict[str, Any] = {
     "min_snr": {},
-    "caption_layout": {"p": 0.5},
+    "caption_scene": {"p": 0.5},
     "caption_dropout": {"p": 0.3},
     "flip": {},
     "stay_near": {},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +20,11 @@ from variegate.diffusion import NoiseSchedule
 from variegate.images import ImageSet, Picture
 from variegate.recipe import HeldOut, Recipe, Strategies
 from variegate.train.data import read_training_set
+from variegate.train.masks import find_masks
 from variegate.train.objective import row_losses
+from variegate.train.paint import ground_colour
 from variegate.train.split import split
-from variegate.train.strategies import KITCHEN, Setting, Shot, Strategy, cook
+from variegate.train.strategies import KITCHEN, Seen, Setting, Shot, Strategy, cook
 from variegate.train.strategies.stay_near import draw_prompt
 from variegate.train.strategies.zoom_shift import keep_in_view, move
 
@@ -129,73 +134,97 @@ def test_a_new_ground_leaves_the_subject_and_needs_a_mask() -> None:
     assert strategy.alter(unknown, ("a.png", 0)) is unknown
 
 
-def as_seen(scene: world.Scene) -> torch.Tensor:
-    """The scene's mask as the loop hands it over, at the size of the latents."""
-    mask = torch.from_numpy(world.render_mask(scene))[None]
-    return torch.nn.functional.adaptive_avg_pool2d(mask, 8)[0]
+NOTHING = Seen(None, None)
+
+
+def as_seen(scene: world.Scene) -> Seen:
+    """What the loop hands over of a scene, whose mask is found in the pixels."""
+    pixels = torch.from_numpy(world.render(scene)).permute(2, 0, 1)
+    masks, found = find_masks(pixels[None])
+    if not found[0]:
+        return NOTHING
+    mask = torch.nn.functional.adaptive_avg_pool2d(masks, 8)[0]
+    return Seen(mask, ground_colour(pixels / 255, masks[0]))
 
 
 def namer(*, pocket: bool, p: float = 1.0) -> Strategy:
-    plan = {"strategies": {"caption_layout": {"p": p}}, "trigger": "zqx", "class_noun": "face"}
+    plan = {"strategies": {"caption_scene": {"p": p}}, "trigger": "zqx", "class_noun": "face"}
     recipe = Recipe.build(plan)
-    strategy = cook(recipe)["caption_layout"]
+    strategy = cook(recipe)["caption_scene"]
     model = SimpleNamespace(pocket=pocket)
     strategy.prepare(Setting(recipe, model, Path(), lambda *_: None))
     return strategy
 
 
-def test_size_and_place_are_named_as_the_world_has_them() -> None:
+def test_size_place_and_colour_are_named_as_the_world_has_them() -> None:
     strategy, rng = namer(pocket=True), np.random.default_rng(0)
     places = {"center": "in the center", "left": "on the left", "right": "on the right"}
-    right = {"size": [0, 0], "place": [0, 0]}
-    for step in range(600):
+    told: dict[str, list[bool]] = {"size": [], "place": [], "colour": []}
+    for step in range(400):
         scene = world.draw_scene(rng, world.HELD_OUT)
-        caption = strategy.caption("a zqx on a red background", step, 0, as_seen(scene))
-        thing, _, place = caption.partition(" on a red background")
-        size = thing.removeprefix("a ").removesuffix("zqx").strip()
-        assert size or place
-        if size:
-            right["size"][size == scene.size] += 1
-        if place:
-            truth = places.get(scene.position, f"at the {scene.position}")
-            right["place"][place.strip() == truth] += 1
-    for wrong, hits in right.values():
-        assert hits > 250
-        assert hits >= 0.93 * (hits + wrong)
+        caption = strategy.caption("a zqx", step, 0, as_seen(scene))
+        form = r"a (?:(\w+) )?zqx(?: on an? (\w+) background)?(?: (\w+ the .*))?"
+        found = re.fullmatch(form, caption)
+        assert found, caption
+        place = places.get(scene.position, f"at the {scene.position}")
+        truths = {"size": scene.size, "colour": scene.colour, "place": place}
+        for (factor, truth), said in zip(truths.items(), found.groups(), strict=True):
+            if said:
+                told[factor].append(said == truth)
+    for factor, right in told.items():
+        assert len(right) > 120, factor
+        assert np.mean(right) >= 0.9, factor
 
 
-def test_layout_is_named_by_chance_only_where_it_is_seen_and_unsaid() -> None:
-    mask = as_seen(world.Scene("robot", "red", "plain", "small", "top left"))
+def test_what_is_seen_is_named_by_chance_and_never_twice() -> None:
+    seen = as_seen(world.Scene("robot", "red", "plain", "small", "top left"))
     seldom = namer(pocket=True, p=0.3)
-    said = [seldom.caption("a zqx", step, 0, mask) != "a zqx" for step in range(500)]
-    assert sum(said) == pytest.approx(150, abs=40)
-    always = namer(pocket=True)
-    for caption in ("", "a large zqx", "a zqx in the center"):
-        assert always.caption(caption, 1, 0, mask) == caption
-    assert always.caption("a zqx", 1, 0, None) == "a zqx"
-    one_way, mirrored = (
-        always.caption("a zqx", 3, 0, mask),
-        always.caption("a zqx", 3, 0, mask.flip(1)),
-    )
-    assert one_way == always.caption("a zqx", 3, 0, mask)
-    assert mirrored == one_way.replace("left", "right")
+    said = [seldom.caption("a zqx", step, 0, seen) != "a zqx" for step in range(500)]
+    assert sum(said) == pytest.approx(0.3 * 500 * 7 / 8, abs=40)
+    always, steps = namer(pocket=True), range(30)
+    assert {always.caption("", step, 0, seen) for step in steps} == {""}
+    assert {always.caption("a zqx", step, 0, NOTHING) for step in steps} == {"a zqx"}
+    own = {always.caption("a large zqx in the center", step, 0, seen) for step in steps}
+    assert own == {
+        "a large zqx in the center",
+        "a large zqx in the center on a red background",
+    }
+    assert seen.mask is not None
+    mirrored = replace(seen, mask=seen.mask.flip(1))
+    for step in steps:
+        told = always.caption("a zqx", step, 0, seen)
+        assert always.caption("a zqx", step, 0, mirrored) == told.replace("left", "right")
 
 
-def test_on_real_bases_layout_is_named_in_a_photographers_words() -> None:
+def test_on_real_bases_the_scene_is_named_in_a_photographers_words() -> None:
     strategy = namer(pocket=False)
     mask = torch.zeros(64, 64)
     mask[2:14, 50:62] = 1
-    told = {strategy.caption("a photo of zqx dog", step, 0, mask) for step in range(30)}
+    seen = Seen(mask, torch.tensor([0.2, 0.4, 0.8]))
+    told = {strategy.caption("a photo of zqx dog", step, 0, seen) for step in range(60)}
+    facts = ("seen from afar", "at the top right", "blue background")
     assert told == {
-        "a photo of zqx dog, seen from afar",
-        "a photo of zqx dog, at the top right",
-        "a photo of zqx dog, seen from afar, at the top right",
+        ", ".join(("a photo of zqx dog", *some))
+        for n in range(4)
+        for some in itertools.combinations(facts, n)
     }
+
+
+def test_a_ground_of_several_colours_has_none() -> None:
+    half = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(64, 64)
+    mask[20:40, 20:40] = 1
+    assert ground_colour(half, mask) is None
+    plain = torch.full((3, 64, 64), 0.5)
+    plain[:, 20:40, 20:40] = half[:, 20:40, 20:40]
+    assert torch.equal(ground_colour(plain, mask), torch.full((3,), 0.5))
 
 
 def test_captions_are_dropped_and_pictures_mirrored_at_their_rate() -> None:
     drop, flip = one("caption_dropout", p=0.25), one("flip", p=0.5)
-    captions = [drop.caption("a zqx", step, row, None) for step in range(200) for row in range(5)]
+    captions = [
+        drop.caption("a zqx", step, row, NOTHING) for step in range(200) for row in range(5)
+    ]
     assert captions.count("") == pytest.approx(250, abs=50)
     mirrored = [flip.mirrors(step, row) for step in range(200) for row in range(5)]
     assert sum(mirrored) == pytest.approx(500, abs=60)

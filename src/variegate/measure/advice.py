@@ -16,7 +16,7 @@ _FURTHER: dict[str, tuple[str, Callable[[float], float | None]]] = {
     "zoom_shift": ("zoom_min", lambda v: round(0.8 * v, 2) if v > 0.4 else None),
     "new_background": ("p", lambda v: round(min(1.0, v + 0.2), 2) if v < 0.9 else None),
     "masked_loss": ("outside", lambda v: round(v / 2, 3) if v > 0.02 else None),
-    "caption_layout": ("p", lambda v: round(min(1.0, v + 0.2), 2) if v < 0.9 else None),
+    "caption_scene": ("p", lambda v: round(min(1.0, v + 0.2), 2) if v < 0.9 else None),
     "caption_dropout": ("p", lambda v: round(2 * v, 2) if v < 0.2 else None),
     "flip": ("p", lambda v: None),
 }

@@ -196,10 +196,10 @@ _MASK = Advice(
     "learns from the subject and little from what surrounds it",
     UNTESTED,
 )
-_SAY_LAYOUT = Advice(
-    "caption_layout",
-    "strategies.caption_layout.p=0.5",
-    "keeps the words for size and place working beside the trigger",
+_SAY_SCENE = Advice(
+    "caption_scene",
+    "strategies.caption_scene.p=0.5",
+    "keeps the words for size, place and colour working beside the trigger",
     UNTESTED,
 )
 _DROPOUT = Advice(
@@ -229,7 +229,7 @@ ADVICE: dict[Label, tuple[Advice, ...]] = {
     "healthy": (),
     "narrowed": (_STAY_NEAR, FEWER_STEPS),
     "trigger-narrowed": (_ZOOM, _GROUND, _MASK),
-    "prompt-ignored": (_STAY_NEAR, _SAY_LAYOUT, _DROPOUT, FEWER_STEPS),
+    "prompt-ignored": (_STAY_NEAR, _SAY_SCENE, _DROPOUT, FEWER_STEPS),
     "class-forgotten": (_STAY_NEARER, FEWER_STEPS),
     "copying": (_ZOOM, _GROUND, _FLIP, FEWER_STEPS),
     "undertrained": (MORE_STEPS,),

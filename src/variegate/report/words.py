@@ -178,10 +178,10 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "Even-handed noise levels",
         "Stops a few easy noise levels from dominating what is learnt.",
     ),
-    "caption_layout": (
-        "Say size and place",
-        "Some captions say how large the subject is and where it stands, so that these words keep "
-        "their meaning beside the trigger and the trigger does not take it over.",
+    "caption_scene": (
+        "Say what is seen",
+        "Some captions say how large the subject is, where it stands and on what colour, so that "
+        "these words keep their meaning beside the trigger and it does not take them over.",
     ),
     "caption_dropout": (
         "Caption dropout",

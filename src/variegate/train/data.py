@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from variegate.errors import ImagesError, NotFinite, RecipeError
 from variegate.images import ImageSet, Picture
 from variegate.recipe import Recipe
 from variegate.train.masks import find_masks
+from variegate.train.paint import ground_colour
 from variegate.train.split import split
-from variegate.train.strategies import Rows, Shot, Strategy
+from variegate.train.strategies import Rows, Seen, Shot, Strategy
 
 LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
 
@@ -100,6 +101,14 @@ def read_training_set(
     )
 
 
+class Encoded(NamedTuple):
+    """A picture's latents, the subject's share of each place, and what can be told of it."""
+
+    latent: Float[Tensor, "c y x"]
+    mask: Float[Tensor, "y x"]
+    seen: Seen
+
+
 class Latents:
     """Examples as batches of latents, encoded at need by the bare autoencoder and kept."""
 
@@ -108,27 +117,26 @@ class Latents:
         self._recipe = recipe
         self._strategies = strategies
         self._alters = any(s.alters for s in strategies.values())
-        self._kept: dict[tuple[str, int, bool], tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple[str, int, bool], Encoded] = {}
 
     def batch(self, examples: Sequence[Example], step: int) -> Batch:
         """The rows of a step: pictures in turns, shuffled anew in each epoch."""
         recipe, strategies = self._recipe, self._strategies.values()
         size = recipe.optimizer.batch_size
         picked = [examples[i] for i in _turns(examples, step, size, recipe.seed)]
-        pairs, captions = [], []
+        rows, captions = list[Encoded](), list[str]()
         for row, example in enumerate(picked):
             variant = 0
             if self._alters:
                 draw = torch.rand((), generator=seeds.at(recipe.seed, "variant", step, row))
                 variant = int(draw * recipe.variants)
             mirrored = any(s.mirrors(step, row) for s in strategies)
-            latent, mask = self.latent(example, variant, mirrored=mirrored)
-            pairs.append((latent, mask))
-            caption, seen = example.caption, mask if example.shot.found else None
+            rows.append(self.encoded(example, variant, mirrored=mirrored))
+            caption = example.caption
             for strategy in strategies:
-                caption = strategy.caption(caption, step, row, seen)
+                caption = strategy.caption(caption, step, row, rows[-1].seen)
             captions.append(caption)
-        latents = torch.stack([latent for latent, _ in pairs])
+        latents = torch.stack([row.latent for row in rows])
         levels = self._model.schedule.timesteps
         timesteps = torch.randint(
             levels, (size,), generator=seeds.at(recipe.seed, "timesteps", step)
@@ -139,15 +147,13 @@ class Latents:
             keys=[example.key for example in picked],
             captions=captions,
             latents=latents.to(device),
-            masks=torch.stack([mask for _, mask in pairs]).to(device),
+            masks=torch.stack([row.mask for row in rows]).to(device),
             noise=noise.to(device),
             timesteps=timesteps.to(device),
         )
 
-    def latent(
-        self, example: Example, variant: int = -1, *, mirrored: bool = False
-    ) -> tuple[Float[Tensor, "c y x"], Float[Tensor, "y x"]]:
-        """One variant's latents and the subject's share there; variant -1 is the picture itself.
+    def encoded(self, example: Example, variant: int = -1, *, mirrored: bool = False) -> Encoded:
+        """One variant of a picture; variant -1 is the picture itself.
 
         Raises: NotFinite when the autoencoder gives NaN or infinity.
         """
@@ -160,7 +166,7 @@ class Latents:
             self._kept[address] = self._encode(shot, address)
         return self._kept[address]
 
-    def _encode(self, shot: Shot, address: tuple[str, int, bool]) -> tuple[Tensor, Tensor]:
+    def _encode(self, shot: Shot, address: tuple[str, int, bool]) -> Encoded:
         key, variant, mirrored = address
         pixels, mask = shot.pixels, shot.mask
         if mirrored:
@@ -173,7 +179,8 @@ class Latents:
                 "autoencoder overflows: use precision float32, or another base"
             )
         share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
-        return latent, share
+        ground = ground_colour(pixels, mask) if shot.found else None
+        return Encoded(latent, share, Seen(share if shot.found else None, ground))
 
 
 class Words:

@@ -51,7 +51,7 @@ def _find_mask(pixels: NDArray[np.uint8]) -> tuple[Array, float]:
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = image.resize(size, Image.Resampling.BOX)
-    lab = _to_lab(np.asarray(image, np.float32) / np.float32(255))
+    lab = to_lab(np.asarray(image, np.float32) / np.float32(255))
     if min(lab.shape[:2]) < 8:
         return whole, 0.0
     distance = _distance(lab, _ground_colours(lab))
@@ -65,7 +65,7 @@ def _find_mask(pixels: NDArray[np.uint8]) -> tuple[Array, float]:
     return np.clip(soft, 0, 1).astype(np.float32), sure
 
 
-def _to_lab(rgb: Array) -> Array:
+def to_lab(rgb: Array) -> Array:
     """CIE L*a*b* (D65) of sRGB in 0..1."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array(

@@ -14,6 +14,7 @@ SEARCH_PIXELS = (
     64  # shifts are searched on pictures of this side: finer ones cost much, gain little
 )
 MARGIN = 24  # of a picture's side goes as a margin around the subject
+SEVERAL = 0.2  # of the range of a channel: half of a ground that is farther off is of other colours
 SHIFTS = 160  # of the best ones are tried, until no hole is left
 
 
@@ -75,6 +76,18 @@ def grow(mask: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
     """The mask with a margin, so that nothing of the subject's edge is taken for ground."""
     reach = max(1, max(mask.shape) // MARGIN)
     return F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
+
+
+def ground_colour(
+    pixels: Float[Tensor, "3 h w"], mask: Float[Tensor, "h w"]
+) -> Float[Tensor, " 3"] | None:
+    """The middle colour of the ground, None where it has none: most pixels differ much from it."""
+    seen = pixels[:, grow(mask) < 0.1]
+    if seen.shape[1] == 0:
+        return None
+    middle = seen.median(dim=1).values
+    off = (seen - middle[:, None]).abs().amax(0).median()
+    return middle if float(off) < SEVERAL else None
 
 
 def lay_on(

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from variegate.recipe import Recipe
-from variegate.train.strategies.base import Rows, Setting, Shot, Strategy
+from variegate.train.strategies.base import Rows, Seen, Setting, Shot, Strategy
 from variegate.train.strategies.caption_dropout import DropCaptions
-from variegate.train.strategies.caption_layout import NameLayout
+from variegate.train.strategies.caption_scene import NameScene
 from variegate.train.strategies.flip import MirrorPictures
 from variegate.train.strategies.masked_loss import CountTheSubject
 from variegate.train.strategies.min_snr import CapEasyLevels
@@ -22,14 +22,14 @@ KITCHEN: dict[str, Any] = {
     "zoom_shift": MovePictures,
     "new_background": ChangeGround,
     "flip": MirrorPictures,
-    "caption_layout": NameLayout,
+    "caption_scene": NameScene,
     "caption_dropout": DropCaptions,
     "min_snr": CapEasyLevels,
     "masked_loss": CountTheSubject,
     "stay_near": HoldToBase,
 }
 
-__all__ = ["KITCHEN", "Rows", "Setting", "Shot", "Strategy", "cook"]
+__all__ = ["KITCHEN", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
 
 
 def cook(recipe: Recipe) -> dict[str, Strategy]:

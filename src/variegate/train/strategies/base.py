@@ -31,6 +31,18 @@ class Shot:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What can be told of a row's picture.
+
+    mask: the subject's share of each place in the latents, None where it was not found. ground:
+    the colour around it, in 0..1, None where it is of several.
+    """
+
+    mask: Float[Tensor, "y x"] | None
+    ground: Float[Tensor, " 3"] | None
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows for one call of the network, noised already."""
 
@@ -70,11 +82,8 @@ class Strategy:
         """Whether this row is mirrored left to right at this step."""
         return False
 
-    def caption(self, caption: str, step: int, row: int, mask: Float[Tensor, "y x"] | None) -> str:
-        """The caption that this row is trained on at this step.
-
-        mask: the subject's share of each place in the latents, None where it was not found.
-        """
+    def caption(self, caption: str, step: int, row: int, seen: Seen) -> str:
+        """The caption that this row is trained on at this step."""
         return caption
 
     def weigh_rows(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from variegate import seeds
 from variegate.recipe import CaptionDropout, Recipe
-from variegate.train.strategies.base import Strategy
+from variegate.train.strategies.base import Seen, Strategy
 
 
 class DropCaptions(Strategy):
@@ -16,6 +14,6 @@ class DropCaptions(Strategy):
         self.p = plan.p
         self.seed = recipe.seed
 
-    def caption(self, caption: str, step: int, row: int, mask: Float[Tensor, "y x"] | None) -> str:
+    def caption(self, caption: str, step: int, row: int, seen: Seen) -> str:
         draw = torch.rand((), generator=seeds.at(self.seed, "caption_dropout", step, row))
         return "" if float(draw) < self.p else caption

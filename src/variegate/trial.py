@@ -150,7 +150,7 @@ def demo(
         out / "guarded",
         titles=("Plain LoRA", "Guarded by variegate"),
         intro=(
-            "Twelve pictures of one robot, every one of them large, centred and on the same red "
+            "Twelve pictures of one robot, every one of them large, centred and on the same green "
             "stripes: a training set such as artists often have. The plain adapter is what common "
             "scripts make by default; the guarded one has variegate's strategies, a larger rank "
             "and more steps. The base has never seen a robot."

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from variegate import trial
+from variegate import formats, trial
 from variegate.bench import judge, world
+from variegate.measure import prompt_plan
+from variegate.models import load
+from variegate.recipe import Recipe
+from variegate.sample import Request, sample
 
 PHOTOS = Path(__file__).parent.parent / "data" / "photos"
 DEMO_PICTURES = Path(trial.__file__).parent / "demo" / "pictures"
@@ -42,13 +46,22 @@ def value(verdict: dict[str, Any], name: str) -> float:
     return next(m["value"] for m in verdict["measurements"] if m["name"] == name)
 
 
-def read_group(run: Path, group: str) -> judge.Reading:
-    lines = [
-        json.loads(line)
-        for line in (run / "samples/adapter/metadata.jsonl").read_text().splitlines()
+def likeness_by_the_judge(run: Path, out: Path) -> float:
+    """The share of robots among 256 pictures of an adapter: 16 trigger prompts at 16 seeds.
+
+    The verdict's own 64 come from four seeds, and a seed that misses misses on most prompts.
+    """
+    lines = prompt_plan("face", "zqx", pocket=True)
+    asked = [
+        Request(line.adapter_prompt, seed, line.group)
+        for line in lines
+        if line.group == "trigger"
+        for seed in range(16)
     ]
-    files = [run / "samples/adapter" / x["file_name"] for x in lines if x["group"] == group]
-    return judge.read([np.asarray(Image.open(f).convert("RGB")) for f in files])
+    adapter = formats.read(run / "adapter.safetensors")
+    plan = Recipe.read(run / "recipe.toml").sampling
+    drawn = sample(load("pocket"), adapter, asked, plan=plan, out=out)
+    return judge.read([np.asarray(p.open()) for p in drawn]).share("subject", "robot")
 
 
 @pytest.mark.slow
@@ -63,9 +76,10 @@ def test_the_demo_shows_collapse_and_its_prevention(tmp_path: Path) -> None:
     assert Path(document["report"]).is_file()
     # The judge, which the product never asks, says whether the subject was kept.
     shares = {
-        name: read_group(Path(run), "trigger").share("subject", "robot")
+        name: likeness_by_the_judge(Path(run), tmp_path / name)
         for name, run in document["runs"].items()
     }
+    print(f"judged likeness: {shares}")
     assert shares["guarded"] >= shares["plain"] - 0.03
 
 

@@ -20,7 +20,7 @@ def write_demo_pictures() -> None:
         scene = world.draw_scene(
             np.random.default_rng((29, i)),
             ("robot",),
-            colour="red",
+            colour="green",
             pattern="striped",
             size="large",
             position="center",

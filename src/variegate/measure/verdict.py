@@ -34,7 +34,7 @@ from variegate.measurement import (
     Verdict,
 )
 
-MOST_PROMPTS = 999  # beyond this many, say so instead of a number
+MOST_PROMPTS = 256  # more than four times the largest preset: nobody draws that many
 
 
 def judge(
@@ -207,7 +207,7 @@ def prompts_to_settle(m: Measurement, *, warn: float, clear: float) -> int | Non
 
     The interval's half width in logarithms shrinks with the root of the number of prompts; it must
     come to less than the way from the value to the limit that is in question (`warn` for a value
-    below it, `clear` for one above). None: more than 999.
+    below it, `clear` for one above). None: more than anybody would draw.
     """
     low, high = max(_edge(m, "low"), 1e-6), max(_edge(m, "high"), 1e-6)
     half = max(math.log(high / low) / 2, 1e-6)

@@ -66,7 +66,7 @@ LABELS: dict[str, LabelWords] = {
         "Inconclusive",
         "unsure",
         "These pictures cannot tell. This is no all-clear and no alarm: the reasons below say "
-        "whether more prompts and seeds would settle it.",
+        "what would settle it.",
     ),
 }
 

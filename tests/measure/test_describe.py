@@ -73,6 +73,11 @@ def test_copies_orbit_their_pictures_and_a_faultless_adapter_does_not() -> None:
     assert well["near_ratio"].value < 0.2
     assert well["authenticity"].value > 0.3
     assert well["mean_distance_vs_base"].value == pytest.approx(1, abs=0.1)
+    for m in (*copied.values(), *well.values()):
+        assert m.low is not None, m.name
+        assert m.high is not None, m.name
+        assert m.low <= m.value <= m.high
+        assert m.n > 1
 
 
 def test_without_training_pictures_or_enough_of_them_they_are_missing_with_the_reason() -> None:
@@ -87,5 +92,5 @@ def test_without_training_pictures_or_enough_of_them_they_are_missing_with_the_r
         encoders=[FactorEncoder()],
     )
     missing = {r.name: r.why for r in describe(sparse) if isinstance(r, Missing)}
-    assert "want more than 5" in missing["coverage"]
+    assert "want more than 10" in missing["coverage"]
     assert "no prompt has pictures" in missing["mean_distance_vs_base"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import variegate
 from measure.planted import told
 from variegate.errors import EmptyImageSet, FeaturesError
 from variegate.measure import evidence_of_features, measure
@@ -34,7 +35,12 @@ def test_samples_as_varied_as_the_reference_are_not_narrowed() -> None:
 def test_samples_grown_alike_are_narrowed() -> None:
     ours, prompts = drawn(1, spread=0.2)
     theirs, _ = drawn(2)
-    assert "narrowed" in measure(evidence_of_features(ours, theirs, prompts=prompts)).labels
+    verdict = measure(evidence_of_features(ours, theirs, prompts=prompts))
+    assert "narrowed" in verdict.labels
+    assert measure(ours, theirs, prompts=prompts) == verdict
+    assert variegate.measure(ours, theirs, prompts=prompts) == verdict
+    with pytest.raises(FeaturesError, match="measure\\(samples, reference\\)"):
+        measure(ours)
 
 
 def test_prompts_are_matched_by_name_and_not_by_place() -> None:

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from variegate.measure.uncertainty import (
     bca_interval,
     binomial_interval,
     binomial_p,
     holm,
+    jackknife,
     sign_flip_p,
 )
 
@@ -44,6 +46,24 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_an_interval_of_equal_values_is_a_point() -> None:
     assert bca_interval([0.5] * 8) == (0.5, 0.5)
     assert bca_interval([0.5]) == (0.5, 0.5)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    x = np.random.default_rng(0).normal(size=15)
+    ((value, low, high),) = jackknife(lambda kept: [x[list(kept)].mean()], 15)
+    known = stats.t.interval(0.95, 14, x.mean(), stats.sem(x))
+    assert (low, high) == pytest.approx(known)
+    assert value == x.mean()
+    assert jackknife(lambda kept: [float(len(kept))], 2) == [(2.0, None, None)]
+
+
+def test_the_jackknife_in_parts_covers_the_truth_of_a_number_that_is_no_mean() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        x = rng.normal(size=(64, 4))
+        ((_, low, high),) = jackknife(lambda kept, x=x: [float(x[list(kept)].std())], 64)
+        hits += low <= 1 <= high
+    assert 0.9 <= hits / 300 <= 0.985
 
 
 def test_exact_shares_by_hand() -> None:

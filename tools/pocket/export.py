@@ -48,6 +48,12 @@ def export(folder: Path) -> None:
         else:
             part.save_pretrained(at)  # type: ignore[union-attr]
         index[name] = [library, kind]
+    # AutoencoderTiny writes a key that its own loader then warns about.
+    settings = json.loads((PACKAGE / "vae/config.json").read_text(encoding="utf8"))
+    if settings["_class_name"] == "AutoencoderTiny":
+        settings.pop("block_out_channels", None)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (PACKAGE / "vae/config.json").write_text(text, encoding="utf8")
     for file in ("vocab.json", "merges.txt"):  # for readers older than tokenizer.json
         shutil.copy(folder / "words" / file, PACKAGE / "tokenizer" / file)
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"

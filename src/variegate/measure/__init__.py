@@ -11,9 +11,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from variegate.errors import RunError
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from variegate.errors import FeaturesError, RunError
 from variegate.measure.advice import fit_advice
 from variegate.measure.copying import find_copies
 from variegate.measure.describe import describe
@@ -85,8 +92,35 @@ def rejudge(verdict: Verdict, rules: Rules) -> Verdict:
     )
 
 
-def measure(evidence: Evidence, *, rules: Rules = RULES) -> Verdict:
-    """The verdict on an adapter: every measurement that the evidence allows, judged."""
+def measure(
+    evidence: Evidence | ArrayLike | Tensor,
+    reference: ArrayLike | Tensor | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+    reference_prompts: Sequence[str] | None = None,
+    train: ArrayLike | Tensor | None = None,
+    encoder: str = "features as given",
+    rules: Rules = RULES,
+) -> Verdict:
+    """The verdict on an adapter: every measurement that the evidence allows, judged.
+
+    evidence: what `gather` made of pictures; or features `[n, d]` of samples, with those of the
+    base `[m, d]` as `reference` and the rest as in `evidence_of_features`.
+    The room itself may be called in its place: `variegate.measure(samples, reference)`.
+
+    Raises: FeaturesError when rows, widths or prompts do not fit; EmptyImageSet without rows.
+    """
+    if not isinstance(evidence, Evidence):
+        if reference is None:
+            raise FeaturesError("features of the base are missing: measure(samples, reference)")
+        evidence = evidence_of_features(
+            evidence,
+            reference,
+            prompts=prompts,
+            reference_prompts=reference_prompts,
+            train=train,
+            encoder=encoder,
+        )
     return judge(
         [*read(evidence), *describe(evidence)],
         rules,
@@ -95,3 +129,11 @@ def measure(evidence: Evidence, *, rules: Rules = RULES) -> Verdict:
         weak_encoder=evidence.weak_encoder,
         plan=evidence.plan,
     )
+
+
+class _Room(ModuleType):
+    def __call__(self, *args: Any, **settings: Any) -> Verdict:
+        return measure(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

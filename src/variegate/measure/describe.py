@@ -6,7 +6,7 @@ and other tools. The functions behind them say in their docstrings what each one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from variegate.measure import uncertainty
 from variegate.measure.distance import frechet_distance, kid, mmd
 from variegate.measure.diversity import AT_LEAST_PICTURES, mean_pairwise_distance
 from variegate.measure.evidence import Evidence, Line, View
-from variegate.measure.fidelity import fidelity
+from variegate.measure.fidelity import ENOUGH, fidelity
 from variegate.measure.memorisation import (
+    Contrast,
     authenticity,
     cluster_distance,
     data_copying,
@@ -33,6 +34,8 @@ from variegate.measurement import Better, Measurement, Missing
 Reading = Measurement | Missing
 NEIGHBOURS = 5  # k of precision to coverage
 MOST_ROWS = 2_000  # of each set, under a kernel of all pairs
+SHARES = ("precision", "recall", "coverage", "near_ratio", "authenticity")
+MAY_BE_NEGATIVE = ("kid", "mmd", "data_copying", "self_against_other")
 TOP = 0.95  # quantile of the samples' likeness to their nearest training picture
 
 
@@ -79,42 +82,66 @@ def _spread(view: View, lines: tuple[Line, ...]) -> list[Reading]:
 
 def _between(view: View, lines: tuple[Line, ...]) -> list[Reading]:
     """The adapter's class pictures against the base's, as two sets."""
-    ours = view.adapter[[row for line in lines for row in line.adapter_rows]]
-    theirs = view.base[[row for line in lines for row in line.base_rows]]
-    n = min(len(ours), len(theirs))
     names = ("precision", "recall", "density", "coverage", "frechet_distance", "kid", "mmd")
-    if n <= NEIGHBOURS:
-        why = f"{n} class pictures of a model; these want more than {NEIGHBOURS}, at best 1,000"
-        return [Missing(name, why) for name in names]
+
+    def sets(kept: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = ([], []) if not kept else zip(*(_rows(lines[i]) for i in kept), strict=True)
+        ours, theirs = ([row for part in own for row in part] for own in rows)
+        return view.adapter[ours], view.base[theirs]
+
+    def numbers(kept: Sequence[int]) -> list[float]:
+        ours, theirs = sets(kept)
+        found = fidelity(theirs, ours, k=NEIGHBOURS)
+        # Below 1,000 pictures every subset of KID's is the whole set.
+        subsets = 1 if max(len(ours), len(theirs)) <= 1000 else 100
+        return [
+            *(found.precision, found.recall, found.density, found.coverage),
+            float(frechet_distance(theirs, ours)),
+            kid(theirs, ours, subsets=subsets)[0],
+            mmd(_some(theirs), _some(ours)),
+        ]
+
+    n = min(map(len, sets(range(len(lines)))))
+    if n <= 2 * NEIGHBOURS:
+        why = f"{n} class pictures of a model; these want more than {2 * NEIGHBOURS}"
+        return [Missing(name, f"{why}, at best 1,000") for name in names]
     source = f"class pictures against the base's, {view.encoder}; reported, never a gate"
-    found = fidelity(theirs, ours, k=NEIGHBOURS)
-    values = {name: getattr(found, name) for name in names[:4]}
-    values["frechet_distance"] = float(frechet_distance(theirs, ours))
-    values["kid"] = kid(theirs, ours)[0]
-    values["mmd"] = mmd(_some(theirs), _some(ours))
-    lower = ("frechet_distance", "kid", "mmd")
-    edges: dict[str, tuple[float | None, float | None]] = {
-        name: _share(values[name], len(theirs if name in ("recall", "coverage") else ours))
-        for name in ("precision", "recall", "coverage")
-    }
-    return [
-        Measurement(
-            name,
-            values[name],
-            low,
-            high,
-            n,
-            "lower" if name in lower else "higher",
-            source=source if found.enough else f"{source}; degenerate below 1,000 pictures",
-        )
-        for name in names
-        for low, high in [edges.get(name, (None, None))]
-    ]
+    if n < ENOUGH:
+        source = f"{source}; degenerate below {ENOUGH:,} pictures"
+    return _with_intervals(
+        {name: "higher" if name in names[:4] else "lower" for name in names},
+        numbers,
+        units=len(lines),
+        n=n,
+        source=source,
+    )
 
 
-def _share(value: float, of: int) -> tuple[float, float]:
-    """The interval of a share of pictures, taken as independent."""
-    return uncertainty.binomial_interval(round(value * of), of)
+def _rows(line: Line) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return line.adapter_rows, line.base_rows
+
+
+def _with_intervals(
+    names: Mapping[str, Better],
+    numbers: Callable[[Sequence[int]], Sequence[float]],
+    *,
+    units: int,
+    n: int,
+    source: str,
+    unit: str = "",
+) -> list[Reading]:
+    """Numbers of sets of pictures, the prompts jackknifed. Shares and distances stay in range."""
+    readings: list[Reading] = []
+    for (name, better), (value, low, high) in zip(
+        names.items(), uncertainty.jackknife(numbers, units), strict=True
+    ):
+        if low is not None and high is not None:
+            low = low if name in MAY_BE_NEGATIVE else max(low, 0.0)
+            if name in SHARES:  # none of so many, or all of them, still leaves room
+                least, most = uncertainty.binomial_interval(round(value * n), n)
+                low, high = min(low, least), max(min(high, 1.0), most)
+        readings.append(Measurement(name, value, low, high, n, better, unit, source=source))
+    return readings
 
 
 def _some(rows: Tensor) -> Tensor:
@@ -138,67 +165,65 @@ def _memory(evidence: Evidence, view: View) -> list[Reading]:
         if train is not None:
             why = f"{len(train)} training pictures; these want three or more"
         return [Missing(name, why) for name in names]
-    asked = [*evidence.of_group("trigger"), *evidence.of_group("caption")]
-    rows = [row for line in asked or evidence.lines for row in line.adapter_rows]
-    samples = view.adapter[rows]
-    source = f"{view.encoder}; reported, never a gate"
-    orbit = orbited(samples, train)
-    shares: tuple[tuple[str, float, Better], ...] = (
-        ("near_ratio", near_ratio(samples, train), "lower"),
-        ("authenticity", authenticity(samples, train), "higher"),
-    )
-    found: list[Reading] = [
-        _top_likeness(view, samples, train),
-        *(
-            Measurement(
-                name, value, *_share(value, len(rows)), n=len(rows), better=better, source=source
+    lines = (*evidence.of_group("trigger"), *evidence.of_group("caption")) or evidence.lines
+
+    def drawn(kept: Sequence[int]) -> Tensor:
+        return view.adapter[[row for i in kept for row in lines[i].adapter_rows]]
+
+    samples = drawn(range(len(lines)))
+    held_out = view.held_out
+    numbers: dict[str, tuple[Better, Callable[[Tensor], float]]] = {
+        "near_ratio": ("lower", lambda rows: near_ratio(rows, train)),
+        "authenticity": ("higher", lambda rows: authenticity(rows, train)),
+        "cluster_distance": ("neither", lambda rows: cluster_distance(rows, train)),
+        "top_likeness": ("neither", lambda rows: _top_likeness(rows, train)),
+    }
+    if held_out is not None:
+        numbers["data_copying"] = ("neither", lambda rows: data_copying(rows, train, held_out))
+    found: list[Reading] = []
+    if held_out is None:
+        found.append(Missing("data_copying", "no pictures were held out of training"))
+    for name, (better, number) in numbers.items():
+        source = f"{view.encoder}; reported, never a gate"
+        if name == "top_likeness":
+            among = _top_likeness(train, train, same=True)
+            of_base = _top_likeness(view.base, train)
+            source = (
+                f"{view.encoder}; training pictures to one another {among:.2f}, the base's to "
+                f"them {of_base:.2f}"
             )
-            for name, value, better in shares
-        ),
-        _or_missing(
-            "cluster_distance", lambda: cluster_distance(samples, train), len(rows), source
-        ),
+        try:
+            found += _with_intervals(
+                {name: better},
+                lambda kept, number=number: [number(drawn(kept))],  # type: ignore[misc]
+                units=len(lines),
+                n=len(samples),
+                source=source,
+                unit="cosine" if name == "top_likeness" else "",
+            )
+        except FeaturesError as error:
+            found.append(Missing(name, str(error)))
+    orbit = orbited(samples, train)
+    return [
+        *found,
         Measurement(
             "orbited_pictures",
             float(orbit.pictures),
             float(orbit.low),
             float(orbit.high),
-            len(rows),
+            len(samples),
             "higher",
             f"of {len(train)} training pictures",
-            source=source,
+            source=f"{view.encoder}; reported, never a gate",
         ),
+        _self_lock(evidence, view, train),
     ]
-    held_out = view.held_out
-    if held_out is None:
-        found.append(Missing("data_copying", "no pictures were held out of training"))
-    else:
-        found.append(
-            _or_missing(
-                "data_copying", lambda: data_copying(samples, train, held_out), len(rows), source
-            )
-        )
-    return [*found, _self_lock(evidence, view, train)]
 
 
-def _top_likeness(view: View, samples: Tensor, train: Tensor) -> Reading:
-    """What 95 of 100 samples stay below in cosine to their nearest training picture, beside what
-    training pictures have to one another and the base's pictures to them."""
-
-    def top(rows: Tensor, same: bool = False) -> float:
-        alike = 1 - nearest(rows, train, k=1, same=same).distance[:, 0].square() / 2  # unit rows
-        return float(alike.double().quantile(TOP))
-
-    return Measurement(
-        "top_likeness",
-        top(samples),
-        n=len(samples),
-        unit="cosine",
-        source=(
-            f"{view.encoder}; training pictures to one another {top(train, same=True):.2f}, the"
-            f" base's to them {top(view.base):.2f}"
-        ),
-    )
+def _top_likeness(rows: Tensor, train: Tensor, *, same: bool = False) -> float:
+    """What 95 of 100 rows stay below in cosine to their nearest training picture."""
+    alike = 1 - nearest(rows, train, k=1, same=same).distance[:, 0].square() / 2  # unit rows
+    return float(alike.double().quantile(TOP))
 
 
 def _self_lock(evidence: Evidence, view: View, train: Tensor) -> Reading:
@@ -207,29 +232,30 @@ def _self_lock(evidence: Evidence, view: View, train: Tensor) -> Reading:
     of_caption: dict[str, list[int]] = {}
     for row, caption in enumerate(evidence.captions):
         of_caption.setdefault(caption, []).append(row)
-    pairs = [
-        (row, of_caption[line.prompt][0])
+    lines = [
+        line
         for line in evidence.of_group("caption")
-        if len(of_caption.get(line.prompt, ())) == 1
-        for row in line.adapter_rows
+        if len(of_caption.get(line.prompt, ())) == 1 and line.adapter_rows
     ]
-    if not pairs:
+    if not lines:
         why = "no picture was drawn with a caption that one training picture alone has"
         return Missing(name, why)
-    rows, own = (list(part) for part in zip(*pairs, strict=True))
-    contrast = self_against_other(view.adapter[rows], train, torch.tensor(own))
-    return Measurement(
-        name,
-        contrast.mean,
-        n=len(rows),
-        better="lower",
+
+    def contrast(kept: Sequence[int]) -> Contrast:
+        pairs = [
+            (row, of_caption[lines[i].prompt][0]) for i in kept for row in lines[i].adapter_rows
+        ]
+        rows, own = (list(part) for part in zip(*pairs, strict=True))
+        return self_against_other(view.adapter[rows], train, torch.tensor(own))
+
+    locked = contrast(range(len(lines))).locked
+    source = f"{view.encoder}; {locked:.0%} lie nearest to their own caption's picture"
+    (reading,) = _with_intervals(
+        {name: "lower"},
+        lambda kept: [contrast(kept).mean],
+        units=len(lines),
+        n=sum(len(line.adapter_rows) for line in lines),
+        source=source,
         unit="cosine",
-        source=f"{view.encoder}; {contrast.locked:.0%} lie nearest to their own caption's picture",
     )
-
-
-def _or_missing(name: str, number: Callable[[], float], n: int, source: str) -> Reading:
-    try:
-        return Measurement(name, number(), n=n, source=source)
-    except FeaturesError as error:
-        return Missing(name, str(error))
+    return reading

@@ -6,7 +6,7 @@ independent they turn a nominal 1 % of false alarms into 13 to 44 %.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -15,6 +15,7 @@ from variegate import seeds
 
 DRAWS = 9_999  # random sign flips or swaps, where not all can be counted out
 RESAMPLES = 4_000
+GROUPS = 20  # parts of a jackknife
 EXACT_UP_TO = 12  # units: 2 ** 12 sign patterns are counted out in full
 
 
@@ -83,6 +84,31 @@ def student_interval(
     """value -+ Student's quantile times its standard error."""
     half = float(stats.t.ppf((1 + level) / 2, max(degrees, 1))) * standard_error
     return value - half, value + half
+
+
+def jackknife(
+    numbers: Callable[[Sequence[int]], Sequence[float]], units: int, *, level: float = 0.95
+) -> list[tuple[float, float, float] | tuple[float, None, None]]:
+    """Numbers of a whole set, each with its interval, from what they become when a part of the
+    units (prompts) is left out: for what is no mean over prompts, such as a Frechet distance.
+
+    numbers: the values with the units of those indices. Twenty parts at most, or each unit by
+    itself. Fewer than three units give no interval.
+
+    Source: delete-a-group jackknife, Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3.
+    """
+    whole = list(numbers(range(units)))
+    groups = min(units, GROUPS)
+    if groups < 3:
+        return [(value, None, None) for value in whole]
+    without = np.array(
+        [numbers([u for u in range(units) if u % groups != g]) for g in range(groups)], np.float64
+    )
+    scatter = ((without - without.mean(0)) ** 2).sum(0) * (groups - 1) / groups
+    return [
+        (value, *student_interval(value, float(error), degrees=groups - 1, level=level))
+        for value, error in zip(whole, np.sqrt(scatter), strict=True)
+    ]
 
 
 def binomial_interval(hits: int, of: int, *, level: float = 0.95) -> tuple[float, float]:

@@ -9,8 +9,9 @@
     python tools/calibrate.py table                  # docs/calibration.md
 
 Every stage goes on where it stopped. Pictures and results stay in the cache; only the table is
-committed. A null is the pocket's own base, four pictures a prompt against four at other seeds:
-harder than what the product meets, whose adapter and base share their seeds. Sets drawn from one
+committed. A null is the pocket's own base, four pictures a prompt against four at other seeds,
+drawn for each prompt apart: harder than what the product meets, whose adapter and base share their
+seeds. Sets drawn from one
 pool share pictures, so their alarms are not independent: the intervals are a little too narrow.
 """
 
@@ -52,6 +53,7 @@ from variegate.measure import (  # noqa: E402
     seen_loss,
 )
 from variegate.measure.diversity import compare_variety  # noqa: E402
+from variegate.measure.gather import in_identity  # noqa: E402
 from variegate.measure.uncertainty import binomial_interval  # noqa: E402
 from variegate.measurement import Verdict  # noqa: E402
 from variegate.models import load  # noqa: E402
@@ -179,8 +181,10 @@ def look_at(whole: ImageSet) -> Evidence:
         trigger="zqx",
         class_noun="face",
     )
-    rows = whole.features(Gray(eye))  # the product looks in gray only where palettes were lost
-    return replace(evidence, gray=View(Gray(eye).id, rows, rows))
+    # The product looks in gray only where palettes were lost; here every set may need it.
+    pictures, train = whole.features(Gray(eye)), ImageSet.read(PICTURES).features(Gray(eye))
+    gray = View(Gray(eye).id, pictures, pictures, train, texts=evidence.views[0].texts)
+    return replace(evidence, gray=gray, gray_identity=in_identity(eye, gray))
 
 
 def verdict_of(evidence: Evidence) -> Verdict:
@@ -199,13 +203,12 @@ def a_set(
 ) -> Evidence:
     """`count` pictures of each prompt as the adapter's, as many at other seeds as the base's; `put`
     may lay another picture in an adapter picture's place, none twice in a prompt if `unique`."""
-    order = rng.permutation(SEEDS)
     lines, ours, theirs, texts = [], list[int](), list[int](), list[int]()
     for i, line in enumerate(pool.lines):
         if line.prompt.startswith("planted"):
             continue
         n = 2 if line.group == "unrelated" else count
-        seeds = order[order < len(line.base_rows)]
+        seeds = rng.permutation(len(line.base_rows))
         a = [line.base_rows[s] for s in seeds[:n]]
         b = [line.base_rows[s] for s in seeds[n : 2 * n]]
         if put is not None:
@@ -231,6 +234,7 @@ def a_set(
         identity=view(pool.identity),  # type: ignore[arg-type]
         layout=view(pool.layout),
         gray=view(pool.gray),
+        gray_identity=view(pool.gray_identity),
         gray_layout=view(pool.gray_layout),
         thumbnails=view(pool.thumbnails),
         axes={name: view(v) for name, v in pool.axes.items()},  # type: ignore[misc]

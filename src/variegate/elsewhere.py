@@ -266,10 +266,13 @@ def _own_prompts(
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise RequestError(f"{file} holds no prompt; expected one per line")
-    seeds = tuple(range(seed, seed + (8 if preset == "thorough" else 4)))
-    plan = []
-    for line in dict.fromkeys(lines):
+    count = 8 if preset == "thorough" else 4
+    plan: list[PlannedPrompt] = []
+    first_of: dict[str, int] = {}  # by what the base hears: the same words, the same pictures
+    for i, line in enumerate(dict.fromkeys(lines)):
         named = bool(trigger) and _names(line, trigger)
         asked = as_base(line, trigger, class_noun or "thing") if named else line
+        first = first_of.setdefault(asked, seed + i * count)
+        seeds = tuple(range(first, first + count))
         plan.append(PlannedPrompt("trigger" if named else "class", line, asked, seeds))
     return tuple(plan)

@@ -84,5 +84,10 @@ def test_without_a_trigger_or_a_class_there_is_still_a_plan() -> None:
     assert {p.group for p in prompt_plan("", "zqx")} == {"class", "trigger", "unrelated"}
 
 
-def test_seeds_can_be_shifted() -> None:
-    assert prompt_plan("toy", "zqx", preset="quick", first_seed=7)[0].seeds == (7, 8, 9, 10)
+def test_every_prompt_of_a_group_has_seeds_of_its_own_and_they_can_be_shifted() -> None:
+    plan = prompt_plan("toy", "zqx", preset="quick", first_seed=7)
+    assert plan[0].seeds == (7, 8, 9, 10)
+    for group in ("class", "trigger", "unrelated"):
+        seeds = [seed for line in plan if line.group == group for seed in line.seeds]
+        assert len(set(seeds)) == len(seeds)
+        assert min(seeds) == 7

@@ -119,6 +119,33 @@ def test_pictures_that_are_alike_in_gray_too_are_narrowed(
     assert ill(*LOST, *gray).labels == ("narrowed",)
 
 
+@pytest.mark.parametrize(
+    ("name", "ill_value", "well_value", "told_as"),
+    [
+        ("adherence_vs_base", -0.4, -0.03, "what colours the prompts name is all that is lost"),
+        ("class_retention", 0.5, 0.97, "it took on its colours alone"),
+    ],
+)
+def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
+    name: str, ill_value: float, well_value: float, told_as: str
+) -> None:
+    lost = headline(name, ill_value, ill_value - 0.05, ill_value + 0.05, p=0.0001)
+
+    def gray(value: float, palette: float) -> list[Measurement | Missing]:
+        return [
+            Measurement(f"{name}@gray", value, value - 0.05, value + 0.05, 32),
+            Measurement("variety_vs_base@palette", palette, palette - 0.1, palette + 0.1, 32),
+        ]
+
+    alone = ill(*lost, *gray(well_value, 0.4))
+    assert alone.labels == ("healthy",)
+    assert told_as in told(alone)
+    label = ill(*lost).labels
+    assert label != ("healthy",)
+    assert ill(*lost, *gray(ill_value, 0.4)).labels == label
+    assert ill(*lost, *gray(well_value, 0.97)).labels == label
+
+
 def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:
     assert ill(*LOST, *in_gray(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
 

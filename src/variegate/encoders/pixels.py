@@ -67,19 +67,18 @@ class Layout(_Wordless):
 
 
 class Gray:
-    """Another encoder's view of pictures with their colour taken out."""
-
-    has_text = False
+    """Another encoder's view of pictures with their colour taken out; words are as they were."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self.has_text = encoder.has_text
         self.id = f"{encoder.id} in gray"
 
     def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         return self._encoder.images([p.convert("L").convert("RGB") for p in pictures])
 
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        raise EncoderError(f"{self.id} has no text tower")
+        return self._encoder.texts(prompts)
 
     def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
         return False

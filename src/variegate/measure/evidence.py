@@ -56,8 +56,8 @@ class Evidence:
     views: one per named encoder; the first decides. identity: who is in the picture, by the first
     encoder if it can tell that apart, else the first view again. layout: what surrounds it.
     axes: parts of the composition by name (palette, background), to say what became alike.
-    gray, gray_layout: the first encoder's view and the layout without colour, to tell a narrower
-    palette from narrower pictures; gray only where the adapter's palettes vary less.
+    gray, gray_identity, gray_layout: view, identity and layout without colour, to tell a narrower
+    palette from narrower pictures; the first two only where the adapter's palettes vary less.
     faces: the largest face of each picture that shows one, when a detector was named;
     face_lines: which of them answer which class prompt.
     thumbnails: the pictures themselves, small. (All from layout to thumbnails are there when
@@ -72,6 +72,7 @@ class Evidence:
     identity: View
     layout: View | None = None
     gray: View | None = None
+    gray_identity: View | None = None
     gray_layout: View | None = None
     faces: View | None = None
     face_lines: tuple[Line, ...] = ()

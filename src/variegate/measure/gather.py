@@ -59,13 +59,15 @@ def gather(
     views = tuple(_view(e, sets, lines) for e in general)
     first = views[0]
     pixels = _pixel_views(sets)
+    gray = _gray_view(general[0], sets, lines, pixels["palette"])
     shown, face_lines = _faces(faces, general[0], adapter, base, lines)
     return Evidence(
         lines=lines,
         views=views,
-        identity=_identity(general[0], first),
+        identity=in_identity(general[0], first),
         layout=pixels["layout"],
-        gray=_gray_view(general[0], sets, lines, pixels["palette"]),
+        gray=gray,
+        gray_identity=None if gray is None else in_identity(general[0], gray),
         gray_layout=pixels["gray layout"],
         faces=shown,
         face_lines=face_lines,
@@ -243,7 +245,7 @@ def _gray_view(
     )
     if colours is None or colours.ratio >= FEWER_COLOURS:
         return None
-    return _view(Gray(encoder), {**sets, "train": None, "held_out": None}, lines)
+    return _view(Gray(encoder), sets, lines)
 
 
 def _faces(
@@ -280,7 +282,8 @@ def _faces(
     return View(encoder.id, ours, theirs), tuple(found)
 
 
-def _identity(encoder: Encoder, view: View) -> View:
+def in_identity(encoder: Encoder, view: View) -> View:
+    """The view in what the encoder knows of who is in the picture, where it knows that apart."""
     if not isinstance(encoder, KnowsIdentity):
         return view
 

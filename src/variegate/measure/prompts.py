@@ -94,12 +94,15 @@ def prompt_plan(
 ) -> tuple[PlannedPrompt, ...]:
     """The prompts of all groups, each drawn by adapter and base at the same seeds.
 
+    Every prompt of a group has seeds of its own: pictures of one seed are alike whatever the
+    prompt, so four seeds for all would make prompts repeat one another, and intervals too narrow.
+
     class_noun: what the subject is to the base; "" asks neutral prompts only.
     trigger: the learnt word; "" leaves the trigger group out.
     pocket: speak the grammar of the pocket's captions.
     subject: False for an adapter that learnt a style, whose trigger names the look of any scene.
     captions: of the training pictures; those that no other group asks are asked as they are.
-    first_seed: the seeds are first_seed, first_seed + 1, ...
+    first_seed: the first of each group; the others follow.
     """
     noun, word = class_noun.strip(), trigger.strip()
     sizes = SIZES[preset]
@@ -107,8 +110,9 @@ def prompt_plan(
 
     def add(group: str, pairs: Iterable[tuple[str, str]]) -> None:
         prompts, seeds = sizes[group]
-        drawn = tuple(range(first_seed, first_seed + seeds))
-        for adapter_prompt, base_prompt in _first(pairs, prompts):
+        for i, (adapter_prompt, base_prompt) in enumerate(_first(pairs, prompts)):
+            first = first_seed + i * seeds
+            drawn = tuple(range(first, first + seeds))
             plan.append(PlannedPrompt(group, adapter_prompt, base_prompt, drawn))
 
     if pocket:

@@ -165,14 +165,29 @@ def _adherence(evidence: Evidence) -> list[Reading]:
     rows = tuple(
         i for i, line in enumerate(evidence.lines) if line.group == group and line.base_prompt
     )
-    result = adherence.compare_adherence(view, rows, tuple(evidence.lines[i] for i in rows))
+    lines = tuple(evidence.lines[i] for i in rows)
+    result = adherence.compare_adherence(view, rows, lines)
     if isinstance(result, str):
         return [Missing(name, result) for name in names]
     source = f"{view.encoder}, {group} prompts"
     return [
         *_difference(names[0], result.scaled, "higher", "of the base's contrast", source),
         *_difference(names[1], result.cosine, "higher", "cosine", source)[:1],
+        *_adherence_in_gray(evidence, rows, lines),
     ]
+
+
+def _adherence_in_gray(
+    evidence: Evidence, rows: tuple[int, ...], lines: tuple[Line, ...]
+) -> list[Reading]:
+    gray = evidence.gray
+    if gray is None or gray.texts is None:
+        return []
+    result = adherence.compare_adherence(gray, rows, lines)
+    if isinstance(result, str):
+        return []
+    name = "adherence_vs_base@gray"
+    return _difference(name, result.scaled, "higher", "of the base's contrast", gray.encoder)[:1]
 
 
 def _retention(evidence: Evidence) -> list[Reading]:
@@ -195,6 +210,12 @@ def _retention(evidence: Evidence) -> list[Reading]:
                 if isinstance(result, str)
                 else _difference(name, result, "higher", "0 base, 1 subject", source)
             )
+    lines = evidence.of_group("class")
+    if evidence.gray_identity and lines:
+        in_gray = retention.class_retention(evidence.gray_identity, lines)
+        if not isinstance(in_gray, str):
+            source = f"{evidence.gray_identity.encoder}, class prompts"
+            found += _difference("class_retention@gray", in_gray, "higher", "", source)[:1]
     lines = evidence.of_group("unrelated")
     drift: Difference | str = "no unrelated prompts were drawn by both models"
     if lines:
@@ -208,7 +229,7 @@ def _retention(evidence: Evidence) -> list[Reading]:
 def _difference(
     name: str, found: Difference, better: Better, unit: str, source: str
 ) -> list[Reading]:
-    if name == "class_retention":
+    if name.startswith("class_retention"):
         unit = "1 as the base, 0 all subject"
     return [
         Measurement(

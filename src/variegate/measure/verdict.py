@@ -34,6 +34,8 @@ from variegate.measurement import (
     Verdict,
 )
 
+PALETTE = "variety_vs_base@palette"
+FEWER_COLOURS = 0.9  # of the base's variety of palettes: below, colours may explain a finding
 MOST_PROMPTS = 256  # more than four times the largest preset: nobody draws that many
 
 
@@ -124,10 +126,14 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
 
 def _colours_alone(gate: Gate, found: Mapping[str, Measurement]) -> Measurement | None:
     """The measurement without colour, where palettes were lost and that does not alarm."""
-    gray, palette = found.get(gate.colourless or ""), found.get(f"{gate.measurement}@palette")
-    if gray is None or palette is None or palette.value >= gate.warn or gate.clear is None:
+    gray = found.get(gate.colourless or "")
+    own, any_palette = found.get(f"{gate.measurement}@palette"), found.get(PALETTE)
+    palette, fewer = (own, gate.warn) if own else (any_palette, FEWER_COLOURS)
+    if gray is None or palette is None or palette.value >= fewer:
         return None
-    well = _severity(gate, gray) is None and _edge(gray, "low") >= gate.clear
+    well = _severity(gate, gray) is None and (
+        gate.clear is None or _edge(gray, "low") >= gate.clear
+    )
     return gray if well else None
 
 

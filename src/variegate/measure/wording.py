@@ -111,6 +111,18 @@ def disagree(first: Measurement, other: Measurement) -> str:
 
 
 def palette_only(m: Measurement, gray: Measurement) -> str:
+    if m.name == "adherence_vs_base":
+        return (
+            f"Prompts are heeded less by {_percent(-m.value)}, and with the colours taken out by"
+            f" {_percent(max(0.0, -gray.value))}: what colours the prompts name is all that is"
+            " lost."
+        )
+    if m.name == "class_retention":
+        return (
+            f"The class went {_percent(1 - m.value)} of the way to the subject, and"
+            f" {_percent(max(0.0, 1 - gray.value))} with the colours taken out: it took on its"
+            " colours alone."
+        )
     return (
         f"Only the colours became alike {_where(m)}: the variety is {_percent(m.value)} of the"
         f" base's, and {_percent(gray.value)} with the colours taken out. If a palette is what it"

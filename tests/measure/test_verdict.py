@@ -131,10 +131,10 @@ def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
 ) -> None:
     lost = headline(name, ill_value, ill_value - 0.05, ill_value + 0.05, p=0.0001)
 
-    def gray(value: float, palette: float) -> list[Measurement | Missing]:
+    def gray(value: float, palette: float, varied: float = 0.97) -> list[Measurement | Missing]:
         return [
             Measurement(f"{name}@gray", value, value - 0.05, value + 0.05, 32),
-            Measurement("variety_vs_base@palette", palette, palette - 0.1, palette + 0.1, 32),
+            *in_gray(varied, varied - 0.1, palette=palette),
         ]
 
     alone = ill(*lost, *gray(well_value, 0.4))
@@ -144,6 +144,7 @@ def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
     assert label != ("healthy",)
     assert ill(*lost, *gray(ill_value, 0.4)).labels == label
     assert ill(*lost, *gray(well_value, 0.97)).labels == label
+    assert ill(*lost, *gray(well_value, 0.4, varied=0.5)).labels == label
 
 
 def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:

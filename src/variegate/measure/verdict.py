@@ -34,8 +34,7 @@ from variegate.measurement import (
     Verdict,
 )
 
-PALETTE = "variety_vs_base@palette"
-FEWER_COLOURS = 0.9  # of the base's variety of palettes: below, colours may explain a finding
+HEADLINE = "variety_vs_base"
 MOST_PROMPTS = 256  # more than four times the largest preset: nobody draws that many
 
 
@@ -71,7 +70,7 @@ def judge(
         sure = p[gate.label] < rules.alpha and together[gate.label] < rules.family
         severity = _severity(gate, found[gate.measurement]) if sure else None
         own = found[gate.measurement]
-        if severity and (gray := _colours_alone(gate, found)):
+        if severity and (gray := _colours_alone(gate, found, rules)):
             in_stead[gate.measurement] = gray
             notes.append(palette_only(own, gray))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
@@ -124,17 +123,30 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
     return "warn" if sign * number < sign * gate.warn else None
 
 
-def _colours_alone(gate: Gate, found: Mapping[str, Measurement]) -> Measurement | None:
-    """The measurement without colour, where palettes were lost and that does not alarm."""
-    gray = found.get(gate.colourless or "")
-    own, any_palette = found.get(f"{gate.measurement}@palette"), found.get(PALETTE)
-    palette, fewer = (own, gate.warn) if own else (any_palette, FEWER_COLOURS)
-    if gray is None or palette is None or palette.value >= fewer:
+def _colours_alone(
+    gate: Gate, found: Mapping[str, Measurement], rules: Rules
+) -> Measurement | None:
+    """The measurement without colour, where palettes were lost and that does not alarm.
+
+    A measurement with no palette of its own is excused only where variety without colour is well:
+    one ground behind everything is a lost palette too, and no style.
+    """
+    gray, palette = found.get(gate.colourless or ""), found.get(f"{gate.measurement}@palette")
+    if gray is None or not _well(gate, gray):
         return None
-    well = _severity(gate, gray) is None and (
-        gate.clear is None or _edge(gray, "low") >= gate.clear
-    )
-    return gray if well else None
+    if palette is not None:
+        return gray if palette.value < gate.warn else None
+    whole = next((g for g in rules.gates if g.measurement == HEADLINE), None)
+    palette = found.get(f"{HEADLINE}@palette")
+    if whole is None or palette is None or palette.value >= whole.warn:
+        return None
+    varied = found.get(whole.colourless or "")
+    return gray if varied is not None and _well(whole, varied) else None
+
+
+def _well(gate: Gate, m: Measurement) -> bool:
+    clear = gate.clear is None or _edge(m, "low") >= gate.clear
+    return _severity(gate, m) is None and clear
 
 
 def _dissenter(

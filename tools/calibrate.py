@@ -2,6 +2,7 @@
 
     python tools/calibrate.py pool   --minutes 10    # draw the base once: prompts x 40 seeds
     python tools/calibrate.py nulls  --minutes 20    # 300 verdicts on the base against itself
+    python tools/calibrate.py shared --minutes 20    # the same, all prompts at the same seeds
     python tools/calibrate.py scatter --minutes 5    # what size of loss a plan can show
     python tools/calibrate.py ladder --minutes 30    # planted shares of five ailments
     python tools/calibrate.py controls --minutes 10  # other styles, samplers, sizes: no collapse
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,7 @@ SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 REPEATS = 20  # sets of each ailment and share
 SCATTERS = 60  # sets of four and of eight pictures a prompt
 CONTROLS = 40  # sets of each style, size or sampler that is no collapse
-STAGES = ("pool", "nulls", "scatter", "ladder", "controls", "bank", "table")
+STAGES = ("pool", "nulls", "shared", "scatter", "ladder", "controls", "bank", "table")
 LABELS = ("narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying")
 PICTURES = Path(recipes.__file__).parent.parent / "demo" / "pictures"
 AILMENTS = {
@@ -200,15 +202,22 @@ def a_set(
     *,
     count: int = 4,
     unique: bool = False,
+    shared: bool = False,
 ) -> Evidence:
-    """`count` pictures of each prompt as the adapter's, as many at other seeds as the base's; `put`
-    may lay another picture in an adapter picture's place, none twice in a prompt if `unique`."""
+    """`count` pictures of each prompt as the adapter's, as many at other seeds as the base's.
+
+    put: may lay another picture in an adapter picture's place, none twice in a prompt if `unique`.
+    shared: all prompts take the same seeds.
+    """
+    order = rng.permutation(SEEDS) if shared else None
     lines, ours, theirs, texts = [], list[int](), list[int](), list[int]()
     for i, line in enumerate(pool.lines):
         if line.prompt.startswith("planted"):
             continue
         n = 2 if line.group == "unrelated" else count
         seeds = rng.permutation(len(line.base_rows))
+        if order is not None:
+            seeds = order[order < len(line.base_rows)]
         a = [line.base_rows[s] for s in seeds[:n]]
         b = [line.base_rows[s] for s in seeds[n : 2 * n]]
         if put is not None:
@@ -281,13 +290,14 @@ def _note(file: Path, verdict: Verdict, **facts: object) -> None:
         out.write(json.dumps(line) + "\n")
 
 
-def run_nulls(deadline: Callable[[], bool]) -> None:
-    file = results("nulls")
+def run_nulls(deadline: Callable[[], bool], *, shared: bool = False) -> None:
+    file = results("shared" if shared else "nulls")
     done, pool = len(_noted(file)), seen()
     for number in range(done, NULLS):
         if deadline():
             return
-        _note(file, verdict_of(a_set(pool, np.random.default_rng((1, number)))), number=number)
+        evidence = a_set(pool, np.random.default_rng((1, number)), shared=shared)
+        _note(file, verdict_of(evidence), number=number)
         if number % 20 == 19:
             print(f"nulls: {number + 1} of {NULLS}", flush=True)
 
@@ -411,6 +421,9 @@ def write_table() -> None:
     nulls, ladder = _noted(results("nulls")), _noted(results("ladder"))
     parts = [HEAD.format(nulls=len(nulls), rules=RULES.version)]
     parts.append(_null_table(nulls))
+    if shared := _noted(results("shared")):
+        parts.append(SHARED.format(sets=len(shared)))
+        parts.append(_null_table(shared))
     parts.append(THRESHOLDS)
     parts.append(_threshold_table(nulls))
     parts.append(POWER)
@@ -560,6 +573,11 @@ pictures of each.
 {nulls} times the base against itself, four seeds against four others of 40. Sets share pictures,
 so the intervals are a little too narrow.
 """
+SHARED = """\
+The same {sets} times with one set of seeds for all prompts, as most tools draw: pictures of one
+seed are alike whatever the prompt, so prompts repeat one another and alarms are many. This is why
+every prompt has seeds of its own here.
+"""
 THRESHOLDS = """\
 What chance alone does to each gate's measurement, and the value past which a new null falls in at
 most one of a hundred cases (conformal, by rank among these nulls). A gate asks for more: its p, and
@@ -619,6 +637,7 @@ def main() -> None:
         stages = {
             "pool": draw_pool,
             "nulls": run_nulls,
+            "shared": partial(run_nulls, shared=True),
             "ladder": run_ladder,
             "controls": run_controls,
             "scatter": run_scatter,

@@ -12,8 +12,8 @@ from variegate.measure.rules import RULES, Rules
 # of a prompt: the pocket's base against itself at other seeds (`tools/calibrate.py scatter`). Other
 # bases and encoders differ, and a narrowed adapter scatters more.
 SCATTER: dict[str, dict[int, float]] = {
-    "variety_vs_base": {4: 0.26, 8: 0.18},
-    "trigger_variety_vs_base": {4: 0.17, 8: 0.09},
+    "variety_vs_base": {4: 0.24, 8: 0.15},
+    "trigger_variety_vs_base": {4: 0.20, 8: 0.11},
 }
 EDGE = 1.96  # of the 95 % interval
 NINE_OF_TEN = 1.28  # normal quantile of 0.9

@@ -564,9 +564,9 @@ def _bank_table(runs: list[dict]) -> str:  # type: ignore[type-arg]
 HEAD = """\
 # Calibration
 
-Made by `tools/calibrate.py` (stages pool, nulls, scatter, ladder, controls, table) on the shipped
-pocket, rules version {rules}, the pocket encoder: 32 class prompts, 16 trigger prompts, four
-pictures of each.
+Made by `tools/calibrate.py` (stages pool, nulls, shared, scatter, ladder, controls, table) on the
+shipped pocket, rules version {rules}, the pocket encoder: 32 class prompts, 16 trigger prompts,
+four pictures of each.
 
 ## Where nothing is wrong
 

@@ -6,7 +6,7 @@ Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -258,17 +258,8 @@ def measure(
 ) -> None:
     """What did this adapter lose? Draws from adapter and base alike, and judges."""
     _check_labels(fail_on)
-    if adapter is not None and (images or reference):
-        raise RequestError("give an ADAPTER, or --images with --reference; not both")
-    if adapter is None and (images is None or reference is None):
-        raise RequestError(
-            "nothing to measure: give an ADAPTER file with --base, or two folders with "
-            "--images DIR --reference DIR"
-        )
-    given = {"--base": base, "--prompts": prompts, "--style": style}
-    if adapter is None and any(given.values()):
-        idle = ", ".join(option for option, value in given.items() if value)
-        raise RequestError(f"two folders are measured as they are: leave out {idle}")
+    drawing = {"--base": base, "--prompts": prompts, "--style": style}
+    _check_sources(adapter, images, reference, drawing)
     from variegate import elsewhere
     from variegate.measure.tables import SUFFIXES
 
@@ -314,6 +305,22 @@ def measure(
             say=door.say,
         )
     _answer_verdict(door, verdict, fail_on, page=out.resolve() / "report.html" if out else None)
+
+
+def _check_sources(
+    adapter: Path | None, images: Path | None, reference: Path | None, drawing: Mapping[str, object]
+) -> None:
+    """One thing to measure, and nothing asked of it that is for another."""
+    if adapter is not None and (images or reference):
+        raise RequestError("give an ADAPTER, or --images with --reference; not both")
+    if adapter is None and (images is None or reference is None):
+        raise RequestError(
+            "nothing to measure: give an ADAPTER file with --base, or two folders with "
+            "--images DIR --reference DIR"
+        )
+    if adapter is None and any(drawing.values()):
+        idle = ", ".join(option for option, value in drawing.items() if value)
+        raise RequestError(f"two folders are measured as they are: leave out {idle}")
 
 
 @app.command()

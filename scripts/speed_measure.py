@@ -2,6 +2,7 @@
 
     python scripts/speed_measure.py            # a few minutes: the table against the references
     python scripts/speed_measure.py --growth   # 10^3 to 10^6 rows from disk, with peak memory
+    python scripts/speed_measure.py --memory   # the peaks of two searches in memory
 
 References: `pip install vendi-score prdc scikit-learn` (tools for comparison only).
 """
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,16 +115,63 @@ def growth() -> None:
                 table[start : start + 50_000] = rows(min(50_000, n - start), start)
             table.flush()
             del table
-            out = subprocess.run(
-                [sys.executable, __file__, "--one", str(file)],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-            found = json.loads(out)
+            found = _apart("--one", str(file))
             cells = (found[k] for k in ("vendi", "fd", "copies"))
             print(f"| {n:,} | {' | '.join(f'{c:.2f}' for c in cells)} | {found['peak']:.2f} |")
             sys.stdout.flush()
+
+
+def _apart(*arguments: str) -> dict[str, float]:
+    """What this script finds in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(out)
+    return found
+
+
+def memory() -> None:
+    """What a search takes beyond its features, each in a process of its own."""
+    print("| work | features, GB | peak beyond them, GB |\n|---|---|---|")
+    for name, what in (
+        ("precision to coverage, n = 20,000", "fidelity"),
+        ("copy search, 10,000 in 100,000", "copies"),
+    ):
+        found = _apart("--search", what)
+        print(f"| {name} | {found['features']:.2f} | {found['peak']:.2f} |", flush=True)
+
+
+def search(what: str) -> None:
+    sizes = (20_000, 20_000) if what == "fidelity" else (10_000, 100_000)
+    a, b = rows(sizes[0], 1), rows(sizes[1], 2)
+    held = _held_gigabytes()
+    with Peak() as peak:
+        if what == "fidelity":
+            fidelity(a, b, k=5)
+        else:
+            nearest(a, b)
+    print(json.dumps({"features": (a.nbytes + b.nbytes) / 2**30, "peak": peak.most - held}))
+
+
+class Peak:
+    """The most memory that this process holds while it is open, looked at every 20 ms."""
+
+    def __enter__(self) -> Peak:
+        self.most, self.done = _held_gigabytes(), threading.Event()
+        self.watch = threading.Thread(target=self._look)
+        self.watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self.done.wait(0.02):
+            self.most = max(self.most, _held_gigabytes())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.watch.join()
+
+
+def _held_gigabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**30
 
 
 def one(file: str) -> None:
@@ -153,10 +202,16 @@ def _peak_gigabytes() -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--search", metavar="WHAT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         one(args.one)
+    elif args.search:
+        search(args.search)
+    elif args.memory:
+        memory()
     elif args.growth:
         growth()
     else:

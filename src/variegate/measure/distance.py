@@ -40,12 +40,13 @@ class Moments:
         # cancel and leave rounding.
         shift = rows.block(0, min(len(rows), MOMENT_BLOCK)).double().mean(0)
         total = torch.zeros(rows.width, dtype=torch.float64)
-        product = torch.zeros(rows.width, rows.width, dtype=torch.float64)
+        products = np.zeros((rows.width, rows.width))
         for _, block in rows.blocks(MOMENT_BLOCK):
             away = block.double() - shift
             total += away.sum(0)
-            product.addmm_(away.T, away)
+            products += away.numpy().T @ away.numpy()  # numpy works out one half and mirrors it
         mean = total / len(rows)
+        product = torch.from_numpy(products)
         covariance = (product - len(rows) * torch.outer(mean, mean)) / (len(rows) - 1)
         return Moments(mean + shift, covariance, len(rows))
 

@@ -51,11 +51,11 @@ def fidelity(real: ArrayLike | Tensor, fake: ArrayLike | Tensor, *, k: int = 5) 
             )
     real_radii = nearest(real, real, k=k, same=True).distance[:, -1]
     fake_radii = nearest(fake, fake, k=k, same=True).distance[:, -1]
-    fake_in, _, real_in, real_holds = within(theirs, ours, fake_radii, real_radii)
+    found = within(theirs, ours, fake_radii, real_radii)
     return Fidelity(
-        precision=float((fake_in > 0).double().mean()),
-        recall=float((real_in > 0).double().mean()),
-        density=float(fake_in.double().mean()) / k,
-        coverage=float((real_holds > 0).double().mean()),
+        precision=float((found.in_balls > 0).double().mean()),
+        recall=float((found.row_in_balls > 0).double().mean()),
+        density=float(found.in_balls.double().mean()) / k,
+        coverage=float((found.row_holds > 0).double().mean()),
         enough=len(ours) >= ENOUGH,
     )

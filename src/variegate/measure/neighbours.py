@@ -7,7 +7,7 @@ of single. Rows may be a memory-mapped array on disk; a block of them is read at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 from variegate.errors import EmptyImageSet, FeaturesError
 
 BLOCK = 2048  # rows on each side of one matrix product
-PAIRS = 65_536  # worked out again at a time
-SPARE = 8  # candidates kept beyond those asked for
+PAIRS = 16_384  # worked out again at a time
+SPARE = 4  # candidates kept beyond those asked for
+KEPT = 2**28  # bytes of single precision rows above which they are read again at each pass
 EPSILON = float(torch.finfo(torch.float32).eps)
 
 
@@ -48,16 +49,17 @@ class Rows:
     def width(self) -> int:
         return int(self.table.shape[1])
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop as they are stored, checked for what is not a number."""
+    def stored(self, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop as they are stored, unchecked and not to be written to."""
         part = self.table[start:stop]
-        found = (
-            part.detach().cpu()
-            if isinstance(part, Tensor)
-            else torch.from_numpy(
-                np.array(part)  # a copy: a memory map may not be written to
-            )
-        )
+        if isinstance(part, Tensor):
+            part = part.detach().cpu()
+            return (part if part.dtype == torch.float64 else part.float()).numpy()
+        return np.asarray(part)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """The same as a tensor of its own, checked for what is not a number."""
+        found = torch.from_numpy(np.array(self.stored(start, stop)))
         if not found.is_floating_point():
             found = found.float()
         finite = torch.isfinite(found).all(1)
@@ -95,12 +97,12 @@ def nearest(
     """The k nearest rows of every query, exactly.
 
     queries `[n, d]`, rows `[m, d]`. same: queries and rows are one table, and no row is its own
-    neighbour. For rows of unit length the cosine is 1 - distance ** 2 / 2.
+    neighbour; each product then serves both its rows and its columns. For rows of unit length the
+    cosine is 1 - distance ** 2 / 2.
     Raises: FeaturesError when there are fewer than k rows to find or the widths differ.
     """
     ours, theirs = Rows.of(queries), Rows.of(rows)
     _same_width(ours, theirs)
-    origin = theirs.block(0, min(len(theirs), BLOCK)).double().mean(0)
     available = len(theirs) - same
     if available < k:
         raise FeaturesError(
@@ -108,60 +110,76 @@ def nearest(
             " or a smaller k"
         )
     keep = min(k + SPARE, available)
+    candidates, certain = _candidates(ours, theirs, keep=keep, same=same)
     distance = torch.empty(len(ours), k, dtype=torch.float64)
     index = torch.empty(len(ours), k, dtype=torch.long)
     for start, block in ours.blocks():
-        where, certain = _candidates(start, block, theirs, origin=origin, keep=keep, same=same)
+        here = slice(start, start + len(block))
+        where = candidates[here]
         exact = _exact(block, theirs, where)
         order = exact.argsort(dim=1, stable=True)[:, :k]
         exact, where = exact.gather(1, order), where.gather(1, order)
         # A row left out may be as near as the last one kept only if it was so by rounding.
         # (At distance nothing there is nothing nearer, however many equal rows there are.)
         farthest = exact[:, -1]
-        unsure = (farthest**2 > certain) & (farthest > 0) if keep < available else None
+        unsure = (farthest**2 > certain[here]) & (farthest > 0) if keep < available else None
         if unsure is not None and bool(unsure.any()):
             for row in unsure.nonzero().flatten().tolist():
                 exact[row], where[row] = _by_hand(start + row, block[row], theirs, k=k, same=same)
-        stop = start + len(block)
-        distance[start:stop], index[start:stop] = exact, where
+        distance[here], index[here] = exact, where
     return Neighbours(distance, index)
 
 
-def within(
-    queries: Rows, rows: Rows, query_radii: Tensor, row_radii: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Who lies strictly within whose radius, exactly, in one pass.
+@dataclass(frozen=True)
+class Balls:
+    """Who lies strictly within whose radius. in_balls: per query, in how many rows' balls it lies;
+    row_in_balls: per row, in how many queries' balls; row_holds: how many queries its own holds."""
 
-    Returns, per query, in how many rows' balls it lies and how many rows its own ball holds; and
-    per row the same the other way round (balls of queries it lies in; queries in its ball).
-    """
+    in_balls: Tensor
+    row_in_balls: Tensor
+    row_holds: Tensor
+
+
+def within(queries: Rows, rows: Rows, query_radii: Tensor, row_radii: Tensor) -> Balls:
+    """Every query against every row's ball and the other way round, exactly, in one pass."""
     _same_width(queries, rows)
-    in_balls = torch.zeros(len(queries), dtype=torch.long)
-    holds = torch.zeros(len(queries), dtype=torch.long)
-    row_in_balls = torch.zeros(len(rows), dtype=torch.long)
-    row_holds = torch.zeros(len(rows), dtype=torch.long)
     origin = rows.block(0, min(len(rows), BLOCK)).double().mean(0)
-    for i, a in queries.blocks():
-        here = slice(i, i + len(a))
-        ra = query_radii[here].square()
-        for j, b in rows.blocks():
-            there = slice(j, j + len(b))
-            rb = row_radii[there].square()
-            d2, slack = _squared(a, b, origin)
-            in_row, in_query = d2 < rb.to(d2.dtype), d2 < ra.to(d2.dtype)[:, None]
-            near = ((d2 - rb.to(d2.dtype)).abs() <= slack) | (
-                (d2 - ra.to(d2.dtype)[:, None]).abs() <= slack
-            )
-            for pairs in near.nonzero().split(PAIRS):
-                x, y = pairs.unbind(1)
-                exact = _pair_distance(a[x], b[y])
-                in_row[x, y] = exact < row_radii[there][y]
-                in_query[x, y] = exact < query_radii[here][x]
-            in_balls[here] += in_row.sum(1)
-            row_holds[there] += in_row.sum(0)
-            holds[here] += in_query.sum(1)
-            row_in_balls[there] += in_query.sum(0)
-    return in_balls, holds, row_in_balls, row_holds
+    ours, theirs = _Single(queries, origin), _Single(rows, origin)
+    found = Balls(
+        torch.zeros(len(queries), dtype=torch.long),
+        torch.zeros(len(rows), dtype=torch.long),
+        torch.zeros(len(rows), dtype=torch.long),
+    )
+    for i, a in ours.parts():
+        here = slice(i, i + len(a.rows))
+        for j, b in theirs.parts():
+            there = slice(j, j + len(b.rows))
+            d2, slack = a.squared(b), _slack(a.longest + b.longest, queries.width)
+            ra, rb = query_radii[here], row_radii[there]
+
+            def exact(pairs: Tensor, i: int = i, j: int = j) -> Tensor:
+                return _pair_distance(queries.pick(pairs[:, 0] + i), rows.pick(pairs[:, 1] + j))
+
+            in_row = _inside(d2, rb[None], slack, exact)
+            in_query = _inside(d2, ra[:, None], slack, exact)
+            found.in_balls[here] += in_row.sum(1, dtype=torch.int32)
+            found.row_holds[there] += in_row.sum(0, dtype=torch.int32)
+            found.row_in_balls[there] += in_query.sum(0, dtype=torch.int32)
+    return found
+
+
+def _inside(
+    d2: Tensor, radii: Tensor, slack: float, exact: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Which squared distances `[n, m]` lie below the squares of radii, `[n, 1]` or `[1, m]`; what
+    lies within the slack of them is worked out by `exact`, from pairs `[p, 2]` of places."""
+    square = radii.square()
+    sure = d2 < (square - slack).float()
+    perhaps = d2 <= (square + slack).float()
+    for pairs in (perhaps ^ sure).nonzero().split(PAIRS):
+        x, y = pairs.unbind(1)
+        sure[x, y] = exact(pairs) < radii.expand_as(d2)[x, y]
+    return sure
 
 
 def _same_width(a: Rows, b: Rows) -> None:
@@ -172,53 +190,95 @@ def _same_width(a: Rows, b: Rows) -> None:
         )
 
 
-def _squared(a: Tensor, b: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances `[n, m]` in single precision and how far each may be off.
+@dataclass(frozen=True)
+class _Part:
+    """Some rows less an origin, in single precision; their squared lengths, and the greatest."""
 
-    Measured from about the middle of the rows: of features that all lie to one side of nought,
-    most of the length would cancel.
-    """
-    a, b = (a.double() - origin).float(), (b.double() - origin).float()
-    length_a, length_b = a.square().sum(1), b.square().sum(1)
-    d2 = torch.addmm(length_b[None], a, b.T, alpha=-2).add_(length_a[:, None])
-    # Rounding of a sum of d products grows with the root of d; four deviations of it.
-    slack = 4 * EPSILON * a.shape[1] ** 0.5 * (length_a[:, None] + length_b[None])
-    return d2, slack
+    rows: Tensor
+    lengths: Tensor
+    longest: float
+
+    def squared(self, other: _Part) -> Tensor:
+        """Squared distances `[n, m]`, as near as `_slack` says."""
+        d2 = torch.addmm(other.lengths[None], self.rows, other.rows.T, alpha=-2)
+        return d2.add_(self.lengths[:, None])
+
+
+class _Single:
+    """Rows in single precision, measured from about their middle: of features that all lie to one
+    side of nought, most of the length would cancel. Kept between passes unless there are many."""
+
+    def __init__(self, rows: Rows, origin: Tensor) -> None:
+        self.rows, self.origin = rows, origin
+        self.kept: dict[int, _Part] = {}
+        self.keeps = 4 * len(rows) * rows.width <= KEPT
+
+    def parts(self, start: int = 0) -> Iterator[tuple[int, _Part]]:
+        """Blocks from `start` (a multiple of the block) on, each with the place of its first."""
+        for at in range(start, len(self.rows), BLOCK):
+            part = self.kept.get(at)
+            if part is None:
+                block = self.rows.block(at, min(at + BLOCK, len(self.rows)))
+                away = (block.double() - self.origin).float()
+                lengths = away.square().sum(1)
+                part = _Part(away, lengths, float(lengths.max()))
+                if self.keeps:
+                    self.kept[at] = part
+            yield at, part
+
+
+def _slack(lengths: float, width: int) -> float:
+    """How far a squared distance of rows of these squared lengths may be off: the rounding of a sum
+    of d products grows with the root of d, and this is four deviations of it."""
+    return 4 * EPSILON * width**0.5 * lengths
 
 
 def _pair_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() - b.double()).square().sum(-1).sqrt()
 
 
-def _candidates(
-    start: int, block: Tensor, rows: Rows, *, origin: Tensor, keep: int, same: bool
-) -> tuple[Tensor, Tensor]:
-    """The `keep` nearest by single precision, and below which squared distance no other can be."""
-    best = torch.full((len(block), 0), torch.inf)
-    where = torch.zeros((len(block), 0), dtype=torch.long)
-    most = torch.zeros(len(block))
-    for j, b in rows.blocks():
-        d2, slack = _squared(block, b, origin)
-        most = torch.maximum(most, slack.amax(1))
-        if same:
-            own = torch.arange(start, start + len(block)) - j
-            inside = (own >= 0) & (own < len(b))
-            d2[inside.nonzero().flatten(), own[inside]] = torch.inf
-        values, columns = d2.topk(min(keep, d2.shape[1]), 1, largest=False)
-        best, where = torch.cat([best, values], 1), torch.cat([where, columns + j], 1)
-        if best.shape[1] > keep:
-            best, order = best.topk(keep, 1, largest=False)
-            where = where.gather(1, order)
-    return where, best.amax(1) - most
+def _candidates(ours: Rows, theirs: Rows, *, keep: int, same: bool) -> tuple[Tensor, Tensor]:
+    """Per query the `keep` nearest by single precision `[n, keep]`, and below which squared
+    distance no other row can be."""
+    origin = theirs.block(0, min(len(theirs), BLOCK)).double().mean(0)
+    rows = _Single(theirs, origin)
+    queries = rows if same else _Single(ours, origin)
+    best = torch.full((len(ours), keep), torch.inf)
+    where = torch.zeros(len(ours), keep, dtype=torch.long)
+    lengths = torch.zeros(len(ours))
+    longest = 0.0
+    for i, a in queries.parts():
+        lengths[i : i + len(a.rows)] = a.lengths
+        for j, b in rows.parts(i if same else 0):
+            longest = max(longest, b.longest)
+            d2 = a.squared(b)
+            if same and i == j:
+                d2.fill_diagonal_(torch.inf)
+            elif same:
+                _keep_best(best, where, j, d2.T.contiguous(), i)
+            _keep_best(best, where, i, d2, j)
+    return where, best[:, -1] - _slack(1.0, ours.width) * (lengths + longest)
+
+
+def _keep_best(best: Tensor, where: Tensor, row: int, d2: Tensor, column: int) -> None:
+    """Let squared distances `[n, m]`, whose corner is at (row, column), into the best so far."""
+    here, keep = slice(row, row + len(d2)), best.shape[1]
+    values, places = d2.topk(min(keep, d2.shape[1]), 1, largest=False)
+    values = torch.cat([best[here], values], 1)
+    places = torch.cat([where[here], places + column], 1)
+    best[here], order = values.topk(keep, 1, largest=False)
+    where[here] = places.gather(1, order)
 
 
 def _exact(block: Tensor, rows: Rows, where: Tensor) -> Tensor:
     """Distances in double precision of each query to its candidates, a few queries at a time."""
     parts = []
-    for i in range(0, len(block), 256):
-        picked = rows.pick(where[i : i + 256].flatten())
-        picked = picked.reshape(*where[i : i + 256].shape, -1)
-        parts.append(_pair_distance(block[i : i + 256, None], picked))
+    for own, places in zip(block.double().split(256), where.split(256), strict=True):
+        picked = rows.pick(places.flatten()).reshape(*places.shape, -1)
+        between = torch.cdist(
+            own[:, None], picked, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        parts.append(between[:, 0])
     return torch.cat(parts)
 
 

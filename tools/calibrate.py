@@ -31,10 +31,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+from calibration_tables import (  # noqa: E402
+    AILMENTS,
+    ONE_SIDED,
+    REPEATS,
+    SHARES,
+    calibration_page,
+)
 
 from variegate import encoders, recipes  # noqa: E402
 from variegate.bench import bank  # noqa: E402
@@ -52,11 +59,9 @@ from variegate.measure import (  # noqa: E402
     read,
     read_verdict,
     rejudge,
-    seen_loss,
 )
 from variegate.measure.diversity import compare_variety  # noqa: E402
 from variegate.measure.gather import in_identity  # noqa: E402
-from variegate.measure.uncertainty import binomial_interval  # noqa: E402
 from variegate.measurement import Verdict  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
@@ -64,20 +69,10 @@ from variegate.sample import Request, sample  # noqa: E402
 SEEDS = 40  # pictures of each prompt in the pool
 OTHER_SEEDS = 12  # and in that of another sampler
 NULLS = 300
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-REPEATS = 20  # sets of each ailment and share
 SCATTERS = 60  # sets of four and of eight pictures a prompt
 CONTROLS = 40  # sets of each style, size or sampler that is no collapse
 STAGES = ("pool", "nulls", "shared", "scatter", "ladder", "controls", "bank", "table")
-LABELS = ("narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying")
-PICTURES = Path(recipes.__file__).parent.parent / "demo" / "pictures"
-AILMENTS = {
-    "one attractor": "narrowed",
-    "eight training pictures": "copying",
-    "near copies": "copying",
-    "flips and crops": "copying",
-    "pictures of other prompts": "prompt-ignored",
-}
+LEARNT = "robot"  # who the training pictures show
 
 
 def folder() -> Path:
@@ -121,14 +116,22 @@ def _lines() -> list[PlannedPrompt]:
     ]
 
 
-def planted_pictures() -> dict[str, list[Picture]]:
+def training_pictures(kind: str = "varied") -> ImageSet:
+    """Twelve pictures, `varied` or `one-sided`: the subject large in the middle on one ground, each
+    nearly the copy of another."""
+    return ImageSet.read(bank.render_pictures(LEARNT, f"{kind} 12"))
+
+
+def planted_pictures(kind: str = "varied") -> dict[str, list[Picture]]:
     """What the ailments put in place of samples, by ailment."""
     rng = np.random.default_rng(0)
-    train = [p.open() for p in ImageSet.read(PICTURES)]
+    train = [p.open() for p in training_pictures(kind)]
     some = train[:8]
     near = [_jittered(some[i % 8], rng) for i in range(48)]
     cropped = [_cropped(some[i % 8], rng) for i in range(48)]
     sets = {"eight training pictures": some, "near copies": near, "flips and crops": cropped}
+    if kind == "one-sided":
+        sets = {ONE_SIDED: near}
     return {
         name: [
             Picture(
@@ -160,11 +163,11 @@ def _cropped(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(part)
 
 
-def seen() -> Evidence:
+def seen(kind: str = "varied") -> Evidence:
     """The pool and the planted pictures through the encoders, as both adapter and base."""
     pool = _drawn("pool")
-    planted = [p for part in planted_pictures().values() for p in part]
-    return look_at(ImageSet((*pool.pictures, *planted), pool.origin))
+    planted = [p for part in planted_pictures(kind).values() for p in part]
+    return look_at(ImageSet((*pool.pictures, *planted), pool.origin), training_pictures(kind))
 
 
 def _drawn(name: str) -> ImageSet:
@@ -173,18 +176,18 @@ def _drawn(name: str) -> ImageSet:
     return ImageSet.read(folder() / name)
 
 
-def look_at(whole: ImageSet) -> Evidence:
+def look_at(whole: ImageSet, trained_on: ImageSet) -> Evidence:
     eye = encoders.load("pocket")
     evidence = gather(
         whole,
         whole,
         encoders=[eye],
-        train_images=ImageSet.read(PICTURES),
+        train_images=trained_on,
         trigger="zqx",
         class_noun="face",
     )
     # The product looks in gray only where palettes were lost; here every set may need it.
-    pictures, train = whole.features(Gray(eye)), ImageSet.read(PICTURES).features(Gray(eye))
+    pictures, train = whole.features(Gray(eye)), trained_on.features(Gray(eye))
     gray = View(Gray(eye).id, pictures, pictures, train, texts=evidence.views[0].texts)
     return replace(evidence, gray=gray, gray_identity=in_identity(eye, gray))
 
@@ -337,13 +340,13 @@ def _rungs() -> Iterator[tuple[str, float, int]]:
 def run_ladder(deadline: Callable[[], bool]) -> None:
     file = results("ladder")
     done = {(x["ailment"], x["share"], x["repeat"]) for x in _noted(file)}
-    pool = seen()
+    usual, one_sided = seen(), seen("one-sided")
     for number, (ailment, share, repeat) in enumerate(_rungs()):
         if (ailment, share, repeat) in done:
             continue
         if deadline():
             return
-        rng = np.random.default_rng((2, number))
+        rng, pool = np.random.default_rng((2, number)), one_sided if ailment == ONE_SIDED else usual
         verdict = verdict_of(a_set(pool, rng, planter(pool, ailment, share)))
         _note(file, verdict, ailment=ailment, share=share, repeat=repeat)
         if number % 40 == 39:
@@ -383,7 +386,7 @@ def run_controls(deadline: Callable[[], bool]) -> None:
             )
             for p in source
         ]
-        evidence = look_at(ImageSet((*pool.pictures, *changed), name))
+        evidence = look_at(ImageSet((*pool.pictures, *changed), name), training_pictures())
         rows = {(s.group, s.prompt): s.base_rows for s in evidence.lines}
 
         def put(line: Line, row: int, rng: np.random.Generator) -> int:
@@ -412,212 +415,17 @@ def run_bank(deadline: Callable[[], bool]) -> None:
             return
         run = bank.build(ailment)
         verdict = rejudge(read_verdict(run), RULES)
-        truth = bank.truth(run, ailment.subject)
-        _note(file, verdict, name=ailment.name, treatment=ailment.treatment, truth=vars(truth))
+        truth, *halves = (vars(bank.truth(run, ailment.subject, half=h)) for h in (None, 0, 1))
+        told = {"name": ailment.name, "treatment": ailment.treatment}
+        _note(file, verdict, **told, truth=truth, halves=halves)
         print(f"bank: {number + 1} of 64, {ailment.name}: {', '.join(verdict.labels)}", flush=True)
 
 
 def write_table() -> None:
-    nulls, ladder = _noted(results("nulls")), _noted(results("ladder"))
-    parts = [HEAD.format(nulls=len(nulls), rules=RULES.version)]
-    parts.append(_null_table(nulls))
-    if shared := _noted(results("shared")):
-        parts.append(SHARED.format(sets=len(shared)))
-        parts.append(_null_table(shared))
-    parts.append(THRESHOLDS)
-    parts.append(_threshold_table(nulls))
-    parts.append(POWER)
-    parts.append(_scatter_table(_noted(results("scatter"))))
-    parts.append(LADDER)
-    parts.append(_power_table(ladder))
-    parts.append(CONFUSION)
-    parts.append(_confusion_table(ladder))
-    parts.append(CONTROL)
-    parts.append(_control_table(_noted(results("controls"))))
-    if runs := _noted(results("bank")):
-        parts.append(BANK.format(runs=len(runs)))
-        parts.append(_bank_table(runs))
+    noted = {stage: _noted(results(stage)) for stage in STAGES if stage not in ("pool", "table")}
     page = ROOT / "docs" / "calibration.md"
-    page.write_text("\n".join(parts), encoding="utf8")
+    page.write_text(calibration_page(noted, controls=list(_controls())), encoding="utf8")
     print(page.read_text(encoding="utf8"))
-
-
-def _null_table(nulls: list[dict]) -> str:  # type: ignore[type-arg]
-    lines = ["| label | false alarms | 95 % interval |", "|---|---|---|"]
-    any_label = sum(bool(set(x["labels"]) & set(LABELS)) for x in nulls)
-    for name, hits in [
-        *((label, sum(label in x["labels"] for x in nulls)) for label in LABELS),
-        ("any of them", any_label),
-    ]:
-        low, high = binomial_interval(hits, len(nulls))
-        lines.append(f"| {name} | {hits} | {100 * low:.1f} to {100 * high:.1f} % |")
-    unsure = sum("inconclusive" in x["labels"] for x in nulls)
-    lines.append(f"| (inconclusive) | {unsure} | |")
-    return "\n".join(lines) + "\n"
-
-
-def _threshold_table(nulls: list[dict]) -> str:  # type: ignore[type-arg]
-    """Each gate's margin beside the value that one null in a hundred passes (conformal: the
-    k-th worst of n with k = floor(0.01 (n + 1)), so that a new null passes it in at most 1 %)."""
-    heads = ("measurement", "worst null", "1 % threshold", "margin of the rules")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for gate in RULES.gates:
-        numbers = [x["numbers"] for x in nulls]
-        values = sorted(x[gate.measurement] for x in numbers if gate.measurement in x)
-        if len(values) < 99:
-            continue
-        if gate.side == "above":
-            values = values[::-1]
-        at = values[int(0.01 * (len(values) + 1)) - 1]
-        cells = (f"{values[0]:.3f}", f"{at:.3f}", f"{gate.side} {gate.warn:g} ({gate.edge})")
-        lines.append(f"| `{gate.measurement}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _scatter_table(found: list[dict]) -> str:  # type: ignore[type-arg]
-    lines = [
-        "| measurement | pictures of a prompt | deviation | seen with 16 prompts | 32 | 64 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in ("variety_vs_base", "trigger_variety_vs_base"):
-        for count in (4, 8):
-            own = [x["scatter"][name] for x in found if x["seeds"] == count]
-            if not own:
-                continue
-            seen = [seen_loss(name, prompts=p, seeds=count) for p in (16, 32, 64)]
-            cells = " | ".join(f"{100 * s:.0f} %" for s in seen if s is not None)
-            lines.append(f"| `{name}` | {count} | {np.mean(own):.2f} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def _control_table(controls: list[dict]) -> str:  # type: ignore[type-arg]
-    heads = " | ".join(LABELS)
-    lines = [f"| control | sets | {heads} | palette told |", "|---" * (len(LABELS) + 3) + "|"]
-    for name in _controls():
-        sets = [x for x in controls if x["control"] == name]
-        if not sets:
-            continue
-        cells = [sum(label in x["labels"] for x in sets) for label in LABELS]
-        told = sum(x["palette"] for x in sets)
-        lines.append(f"| {name} | {len(sets)} | {' | '.join(map(str, cells))} | {told} |")
-    return "\n".join(lines) + "\n"
-
-
-def _power_table(ladder: list[dict]) -> str:  # type: ignore[type-arg]
-    heads = " | ".join(f"{100 * s:.0f} %" for s in SHARES)
-    lines = [
-        f"| ailment (label) | {heads} | AUC at 20 % | Spearman |",
-        "|---" * (len(SHARES) + 3) + "|",
-    ]
-    gates = {"narrowed": "variety_vs_base", "copying": "copy_rate"}
-    gates["prompt-ignored"] = "adherence_vs_base"
-    for ailment, label in AILMENTS.items():
-        own = [x for x in ladder if x["ailment"] == ailment]
-        power = []
-        for share in SHARES:
-            sets = [x for x in own if x["share"] == share]
-            power.append(np.mean([label in x["labels"] for x in sets]) if sets else np.nan)
-        value = {
-            share: [
-                x["numbers"][gates[label]]
-                for x in own
-                if x["share"] == share and gates[label] in x["numbers"]
-            ]
-            for share in SHARES
-        }
-        sign = 1 if label == "copying" else -1
-        pairs = [sign * (b - a) for a in value[0.0] for b in value[0.2]]
-        auc = np.mean([(d > 0) + (d == 0) / 2 for d in pairs]) if pairs else np.nan
-        told = [(s, v) for s in SHARES for v in value[s]]
-        rho = stats.spearmanr(*zip(*told, strict=True)).statistic if told else np.nan
-        cells = " | ".join(f"{p:.2f}" for p in power)
-        lines.append(f"| {ailment} ({label}) | {cells} | {auc:.2f} | {rho:+.2f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _confusion_table(ladder: list[dict]) -> str:  # type: ignore[type-arg]
-    lines = [f"| ailment | {' | '.join(LABELS)} |", "|---" * (len(LABELS) + 1) + "|"]
-    for ailment in AILMENTS:
-        sets = [x for x in ladder if x["ailment"] == ailment and x["share"] == 0.5]
-        cells = [np.mean([label in x["labels"] for x in sets]) if sets else 0 for label in LABELS]
-        lines.append(f"| {ailment} | {' | '.join(f'{c:.2f}' for c in cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _bank_table(runs: list[dict]) -> str:  # type: ignore[type-arg]
-    lines = ["| measurement | truth | Spearman | runs |", "|---|---|---|---|"]
-    for measured, true in (
-        ("variety_vs_base", "variety"),
-        ("trigger_variety_vs_base", "trigger_variety"),
-        ("likeness", "subject"),
-    ):
-        pairs = [
-            (x["numbers"][measured], x["truth"][true]) for x in runs if measured in x["numbers"]
-        ]
-        if len(pairs) < 3:
-            continue
-        rho = stats.spearmanr(*zip(*pairs, strict=True)).statistic
-        lines.append(f"| `{measured}` | {true} | {rho:.2f} | {len(pairs)} |")
-    return "\n".join(lines) + "\n"
-
-
-HEAD = """\
-# Calibration
-
-Made by `tools/calibrate.py` (stages pool, nulls, shared, scatter, ladder, controls, table) on the
-shipped pocket, rules version {rules}, the pocket encoder: 32 class prompts, 16 trigger prompts,
-four pictures of each.
-
-## Where nothing is wrong
-
-{nulls} times the base against itself, four seeds against four others of 40. Sets share pictures,
-so the intervals are a little too narrow.
-"""
-SHARED = """\
-The same {sets} times with one set of seeds for all prompts, as most tools draw: pictures of one
-seed are alike whatever the prompt, so prompts repeat one another and alarms are many. This is why
-every prompt has seeds of its own here.
-"""
-THRESHOLDS = """\
-What chance alone does to each gate's measurement, and the value past which a new null falls in at
-most one of a hundred cases (conformal, by rank among these nulls). A gate asks for more: its p, and
-its interval beyond the margin.
-"""
-POWER = """\
-## What a plan can show
-
-The deviation over prompts of the logarithm of the ratio, where nothing is wrong, and the share of
-the base's variety at or below which nine of ten adapters are told apart from the margin
-(`variegate.measure.power`).
-"""
-CONTROL = """\
-## What is no collapse
-
-The base's own pictures, changed as an adapter may change them on purpose, against the base's. Sets
-in which each label stands; then those where the verdict tells that the colours alone became alike.
-"""
-LADDER = """\
-## Where something is
-
-A share of the samples is replaced by planted pictures: one picture of the base; eight training
-pictures; those jittered by up to two pixels and noise; those mirrored and cut to 92 to 100 %; the
-base's pictures of other prompts. Share of {repeats} sets in which the right label stands, by the
-share replaced; then how often a set with 20 % reads worse than one with none, and the rank
-correlation of the measurement with the share.
-""".replace("{repeats}", str(REPEATS))
-BANK = """\
-## Against the truth
-
-{runs} adapters of every degree of collapse (`variegate.bench.bank`): four subjects, one-sided or
-varied pictures, eight ways of training. The judge reads every sample's factors; its truth is the
-share of picture pairs of a prompt that differ, as a ratio to the base's. Rank correlation:
-"""
-CONFUSION = """\
-## Which label
-
-At a share of one half. An attractor and a few training pictures also narrow, as they should: where
-half of all pictures are one, or eight, variety is lost as well.
-"""
 
 
 def main() -> None:

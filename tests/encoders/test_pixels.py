@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from variegate.encoders import Encoder
-from variegate.encoders.pixels import Layout, Thumbnail, _to_lab
+from variegate.encoders.pixels import Layout, Thumbnail, _to_lab, in_gray
 
 
 def plain(rgb: tuple[int, int, int], side: int = 64) -> Image.Image:
@@ -43,3 +43,10 @@ def test_the_same_pictures_give_the_same_rows_at_any_size() -> None:
         assert isinstance(encoder, Encoder)
         rows = encoder.images([small, large])
         assert torch.allclose(rows[0], rows[1], atol=1e-6)
+
+
+def test_sepia_and_black_and_white_are_one_without_colour() -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    sepia = ImageOps.colorize(ramp, "#1c0f05", "#fff1d6")
+    apart = np.asarray(in_gray(sepia), int) - np.asarray(in_gray(ramp.convert("RGB")), int)
+    assert np.abs(apart).max() <= 2

@@ -22,6 +22,7 @@ from variegate.bench.world import (
     draw_scene,
     render,
 )
+from variegate.encoders.pixels import in_gray
 from variegate.images import ImageSet, Picture
 from variegate.measure import PlannedPrompt, prompt_plan
 from variegate.measurement import Verdict
@@ -54,7 +55,7 @@ def _known(pixels: bytes) -> tuple[Scene, tuple[str, ...]]:
         return _scenes[pixels], tuple(FACTORS)
     for known in list(_scenes)[len(_grays) :]:
         array = np.frombuffer(known, np.uint8).reshape(PIXELS, PIXELS, 3)
-        gray = Image.fromarray(array).convert("L").convert("RGB")
+        gray = in_gray(Image.fromarray(array))
         _grays[known] = np.asarray(gray).tobytes()
         _of_gray[_grays[known]] = _scenes[known]
     return _of_gray[pixels], tuple(f for f in FACTORS if f != "colour")

@@ -174,6 +174,15 @@ def test_the_spectrum_is_the_same_from_either_side() -> None:
         )
 
 
+@pytest.mark.parametrize("fall", [1.0, 4.0])
+@pytest.mark.parametrize("order", [1, 2, math.inf])
+def test_many_rows_in_single_precision_read_as_they_do_in_double(fall: float, order: float) -> None:
+    spectrum = torch.arange(1, 33, dtype=torch.float64) ** (-fall / 2)
+    many = rows(9000, 32) * spectrum
+    single = float(vendi(many.float(), order=order))
+    assert single == pytest.approx(float(vendi(many, order=order)), rel=1e-5)
+
+
 def test_rows_that_count_double_are_rows_there_twice() -> None:
     x = rows(6)
     shares = torch.tensor([2.0, 1, 1, 1, 1, 1]) / 7

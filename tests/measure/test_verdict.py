@@ -147,6 +147,14 @@ def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
     assert ill(*lost, *gray(well_value, 0.4, varied=0.5)).labels == label
 
 
+def test_what_chance_may_do_without_colour_is_no_loss() -> None:
+    lost = headline("adherence_vs_base", -0.4, -0.45, -0.35, p=0.0001)
+    palettes = in_gray(0.97, 0.87)
+    for low, high, label in ((-0.25, -0.02, "healthy"), (-0.25, -0.11, "prompt-ignored")):
+        gray = Measurement("adherence_vs_base@gray", -0.12, low, high, 32)
+        assert ill(*lost, gray, *palettes).labels == (label,)
+
+
 def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:
     assert ill(*LOST, *in_gray(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,21 +67,27 @@ class Layout(_Wordless):
 
 
 class Gray:
-    """Another encoder's view of pictures with their colour taken out; words are as they were."""
+    """Another encoder's view of pictures with their colour taken out and their tones stretched from
+    black to white, so that sepia reads as black and white does; words are as they were."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self.has_text = encoder.has_text
-        self.id = f"{encoder.id} in gray"
+        self.id = f"{encoder.id} in even gray"
 
     def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        return self._encoder.images([p.convert("L").convert("RGB") for p in pictures])
+        return self._encoder.images([in_gray(p) for p in pictures])
 
     def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         return self._encoder.texts(prompts)
 
     def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
         return False
+
+
+def in_gray(picture: Image.Image) -> Image.Image:
+    """Without colour, its darkest tone black and its lightest white."""
+    return ImageOps.autocontrast(picture.convert("L")).convert("RGB")
 
 
 class Palette(_Wordless):

@@ -26,7 +26,7 @@ DUPLICATE = 0.03  # training pictures this near are one picture twice
 NEARER = 0.6  # a copy is this much nearer to its original than other training pictures are
 MARGIN = 4  # thumbnail pixels by which a copy may be shifted
 TILES = 4  # per side
-ZOOMS = (64, 70)  # thumbnail sides at which a training picture is compared
+ZOOMS = (64, 67, 70)  # thumbnail sides at which a training picture is compared
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,7 @@ def within(queries: Rows, rows: Rows, query_radii: Tensor, row_radii: Tensor) ->
     return found
 
 
-def _inside(
-    d2: Tensor, radii: Tensor, slack: float, exact: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _inside(d2: Tensor, radii: Tensor, slack: float, exact: Callable[[Tensor], Tensor]) -> Tensor:
     """Which squared distances `[n, m]` lie below the squares of radii, `[n, 1]` or `[1, m]`; what
     lies within the slack of them is worked out by `exact`, from pairs `[p, 2]` of places."""
     square = radii.square()
@@ -275,9 +273,7 @@ def _exact(block: Tensor, rows: Rows, where: Tensor) -> Tensor:
     parts = []
     for own, places in zip(block.double().split(256), where.split(256), strict=True):
         picked = rows.pick(places.flatten()).reshape(*places.shape, -1)
-        between = torch.cdist(
-            own[:, None], picked, compute_mode="donot_use_mm_for_euclid_dist"
-        )
+        between = torch.cdist(own[:, None], picked, compute_mode="donot_use_mm_for_euclid_dist")
         parts.append(between[:, 0])
     return torch.cat(parts)
 

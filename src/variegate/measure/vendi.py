@@ -162,11 +162,11 @@ def _gram(rows: Rows, shares: Tensor | None, order: float | int) -> Tensor:
 
 
 def _weighed(rows: Rows, start: int, stop: int, shares: Tensor | None, kind: type) -> np.ndarray:
-    x = rows.stored(start, stop).astype(kind, copy=False)
-    square = np.einsum("nd,nd->n", x, x)
+    x: np.ndarray = rows.stored(start, stop).astype(kind, copy=False)
+    square = np.einsum("ij,ij->i", x, x)
     if not np.isfinite(square).all():
         x = rows.block(start, stop).double().numpy()  # says which row holds what is no number
-        square = np.einsum("nd,nd->n", x, x)
+        square = np.einsum("ij,ij->i", x, x)
     share = np.full(len(x), 1 / len(rows)) if shares is None else shares[start:stop].numpy()
     weight = np.sqrt(share) / np.sqrt(square).clip(LEAST_LENGTH)
     weighed: np.ndarray = x * weight.astype(x.dtype)[:, None]

@@ -145,8 +145,11 @@ def _colours_alone(
 
 
 def _well(gate: Gate, m: Measurement) -> bool:
+    """Whether a measurement, which has no test of its own, is not surely past the margin, and shown
+    to be clear of what the gate asks for."""
+    best = _edge(m, "high" if gate.side == "below" else "low")
     clear = gate.clear is None or _edge(m, "low") >= gate.clear
-    return _severity(gate, m) is None and clear
+    return not _past(gate, best) and clear
 
 
 def _dissenter(

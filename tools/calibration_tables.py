@@ -225,6 +225,6 @@ laid beside the truth from the other.
 CONFUSION = """\
 ## Which label
 
-At a share of one half. An attractor and a few training pictures also narrow, as they should: where
-half of all pictures are one, or eight, variety is lost as well.
+At a share of one half. Where half of all pictures are one, variety is lost and prompts are ignored
+as well, and copies of the subject take the place of the class and of what prompts ask for.
 """

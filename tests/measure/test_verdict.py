@@ -155,6 +155,15 @@ def test_what_chance_may_do_without_colour_is_no_loss() -> None:
         assert ill(*lost, gray, *palettes).labels == (label,)
 
 
+def test_what_only_colours_can_tell_is_left_open_where_palettes_were_lost() -> None:
+    lost = headline("adherence_vs_base", -0.4, -0.45, -0.35, p=0.0001)
+    verdict = ill(*lost, *in_gray(0.97, 0.87))
+    assert verdict.labels == ("inconclusive",)
+    assert "without colours the encoder cannot tell whether it is prompt-ignored" in told(verdict)
+    assert ill(*lost, *in_gray(0.97, 0.87, palette=0.95)).labels == ("prompt-ignored",)
+    assert ill(*lost, *in_gray(0.6, 0.5)).labels == ("prompt-ignored",)
+
+
 def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:
     assert ill(*LOST, *in_gray(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
 

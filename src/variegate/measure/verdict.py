@@ -18,6 +18,7 @@ from variegate.measure.wording import (
     CLAUSES,
     SENTENCES,
     STRANGE,
+    colour_hides,
     disagree,
     listed,
     palette_only,
@@ -73,6 +74,8 @@ def judge(
         if severity and (gray := _colours_alone(gate, found, rules)):
             in_stead[gate.measurement] = gray
             notes.append(palette_only(own, gray))
+        elif severity and _told_by_colour_alone(gate, found, rules):
+            split.append(Reason("inconclusive", "warn", gate.measurement, colour_hides(gate.label)))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
             told = disagree(own, other)
             split.append(Reason("inconclusive", "warn", gate.measurement, told))
@@ -136,12 +139,23 @@ def _colours_alone(
         return None
     if palette is not None:
         return gray if palette.value < gate.warn else None
+    return gray if _only_palettes_lost(found, rules) else None
+
+
+def _told_by_colour_alone(gate: Gate, found: Mapping[str, Measurement], rules: Rules) -> bool:
+    """Whether only palettes were lost, and without colour this gate's measurement cannot be had."""
+    if gate.colourless is None or gate.colourless in found:
+        return False
+    return f"{gate.measurement}@palette" not in found and _only_palettes_lost(found, rules)
+
+
+def _only_palettes_lost(found: Mapping[str, Measurement], rules: Rules) -> bool:
     whole = next((g for g in rules.gates if g.measurement == HEADLINE), None)
     palette = found.get(f"{HEADLINE}@palette")
     if whole is None or palette is None or palette.value >= whole.warn:
-        return None
+        return False
     varied = found.get(whole.colourless or "")
-    return gray if varied is not None and _well(whole, varied) else None
+    return varied is not None and _well(whole, varied)
 
 
 def _well(gate: Gate, m: Measurement) -> bool:

@@ -130,6 +130,15 @@ def palette_only(m: Measurement, gray: Measurement) -> str:
     )
 
 
+def colour_hides(label: str) -> str:
+    """Why a label does not stand whose measurement only colours carry."""
+    return (
+        f"Its colours became alike and nothing else, and without colours the encoder cannot tell"
+        f" whether it is {label}: measure with a stronger encoder, or ask prompts that name no"
+        " colours."
+    )
+
+
 def _eyes(m: Measurement) -> str:
     """Whose reading it is, as far as its source says."""
     parts = m.source.split(", ")

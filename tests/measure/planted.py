@@ -55,9 +55,10 @@ def _known(pixels: bytes) -> tuple[Scene, tuple[str, ...]]:
         return _scenes[pixels], tuple(FACTORS)
     for known in list(_scenes)[len(_grays) :]:
         array = np.frombuffer(known, np.uint8).reshape(PIXELS, PIXELS, 3)
-        gray = in_gray(Image.fromarray(array))
-        _grays[known] = np.asarray(gray).tobytes()
-        _of_gray[_grays[known]] = _scenes[known]
+        picture = Image.fromarray(array)
+        for gray in (picture.convert("L").convert("RGB"), in_gray(picture)):
+            _grays[known] = np.asarray(gray).tobytes()
+            _of_gray[_grays[known]] = _scenes[known]
     return _of_gray[pixels], tuple(f for f in FACTORS if f != "colour")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -84,8 +85,11 @@ def render_pictures(subject: str, kind: str) -> Path:
     for i in range(int(count)):
         rng = np.random.default_rng((29, i))
         scene = world.draw_scene(rng, (subject,), **(one_sided if word == "one-sided" else {}))
-        Image.fromarray(world.render(scene)).save(folder / f"{i:02d}.png")
-        (folder / f"{i:02d}.txt").write_text("a zqx\n", encoding="utf8")
+        picture = folder / f"{i:02d}.png"
+        part = picture.with_suffix(f".{os.getpid()}.part")
+        Image.fromarray(world.render(scene)).save(part, format="PNG")
+        part.replace(picture)  # whole at any time: another stage may be reading it
+        picture.with_suffix(".txt").write_text("a zqx\n", encoding="utf8")
     return folder
 
 

@@ -57,8 +57,6 @@ from variegate.measure import (  # noqa: E402
     judge,
     prompt_plan,
     read,
-    read_verdict,
-    rejudge,
 )
 from variegate.measure.diversity import compare_variety  # noqa: E402
 from variegate.measure.gather import in_identity  # noqa: E402
@@ -405,16 +403,16 @@ def run_controls(deadline: Callable[[], bool]) -> None:
 
 
 def run_bank(deadline: Callable[[], bool]) -> None:
-    """Make the runs that are not there yet, and read each against the judge."""
+    """Make the runs that are not there yet, draw from them, and read each against the judge."""
     file = results("bank")
-    done = {x["name"] for x in _noted(file)}
+    done, model = {x["name"] for x in _noted(file)}, load("pocket")
     for number, ailment in enumerate(bank.ailments()):
         if ailment.name in done:
             continue
         if deadline():
             return
         run = bank.build(ailment)
-        verdict = rejudge(read_verdict(run), RULES)
+        verdict = verdict_of(bank.evidence_of(ailment, run, model))
         truth, *halves = (vars(bank.truth(run, ailment.subject, half=h)) for h in (None, 0, 1))
         told = {"name": ailment.name, "treatment": ailment.treatment}
         _note(file, verdict, **told, truth=truth, halves=halves)

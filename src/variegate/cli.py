@@ -260,51 +260,50 @@ def measure(
     _check_labels(fail_on)
     drawing = {"--base": base, "--prompts": prompts, "--style": style}
     _check_sources(adapter, images, reference, drawing)
-    from variegate import elsewhere
-    from variegate.measure.tables import SUFFIXES
-
+    out = out.resolve() if out else None
+    asked: dict[str, Any] = {
+        "encoders": encoder or (),
+        "train_images": train_images,
+        "trigger": trigger,
+        "class_noun": class_noun,
+        "out": out,
+        "features": keep_features,
+        "faces": faces,
+    }
     if adapter is not None:
-        base = base or "pocket"
-        verdict = elsewhere.measure_adapter(
+        from variegate.drawn import measure_adapter  # only here are models wanted
+
+        verdict = measure_adapter(
             adapter,
-            base=base,
-            encoders=encoder or (),
-            train_images=train_images,
-            trigger=trigger,
-            class_noun=class_noun,
+            base or "pocket",
             style=style,
             preset=preset,
             prompts=prompts,
-            out=out.resolve() if out else None,
-            features=keep_features,
-            faces=faces,
             seed=seed or 0,
             say=door.say,
             tell=door.tell,
+            **asked,
         )
-    elif images is not None and reference is not None and images.suffix in SUFFIXES:
-        if encoder or keep_features or out or trigger or class_noun or faces:
-            raise RequestError(
-                "features are measured as they are: leave out --encoder, --keep-features, --out, "
-                "--trigger, --class and --faces"
-            )
-        verdict = elsewhere.measure_features(images, reference, train=train_images)
     else:
         assert images is not None
         assert reference is not None
-        verdict = elsewhere.measure_folders(
-            images,
-            reference,
-            encoders=encoder or (),
-            train_images=train_images,
-            trigger=trigger,
-            class_noun=class_noun,
-            out=out.resolve() if out else None,
-            features=keep_features,
-            faces=faces,
-            say=door.say,
+        verdict = _measure_given(images, reference, asked, door)
+    _answer_verdict(door, verdict, fail_on, page=out / "report.html" if out else None)
+
+
+def _measure_given(images: Path, reference: Path, asked: dict[str, Any], door: Door) -> Verdict:
+    from variegate.elsewhere import measure_features, measure_folders
+    from variegate.measure.tables import SUFFIXES
+
+    if images.suffix not in SUFFIXES:
+        return measure_folders(images, reference, say=door.say, **asked)
+    train_images = asked.pop("train_images")
+    if any(asked.values()):
+        raise RequestError(
+            "features are measured as they are: leave out --encoder, --keep-features, --out, "
+            "--trigger, --class and --faces"
         )
-    _answer_verdict(door, verdict, fail_on, page=out.resolve() / "report.html" if out else None)
+    return measure_features(images, reference, train=train_images)
 
 
 def _check_sources(

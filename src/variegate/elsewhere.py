@@ -1,105 +1,29 @@
-"""The verdict on what others made: an adapter file, folders of samples, tables of features."""
+"""The verdict on pictures or features that are there already, made anywhere: no model is loaded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from variegate import recipes
-from variegate.device import pick_device
 from variegate.encoders import Encoder, load_encoders
 from variegate.encoders.faces import FaceFinder, load_faces
 from variegate.errors import RequestError
-from variegate.formats import own_notes, trigger_of
-from variegate.formats import read as read_adapter
-from variegate.images import ImageSet, Picture, cache_dir
-from variegate.judged import draw_both, keep_verdict, lay_out, short_hash
+from variegate.images import ImageSet, Picture
+from variegate.judged import keep_verdict, lay_out
 from variegate.measure import (
     Evidence,
-    PlannedPrompt,
     Verdict,
     evidence_of_features,
-    foresee,
     gather,
     measure,
-    prompt_plan,
     read_features,
     write_features,
 )
 from variegate.measure.gather import match_lines
 from variegate.measure.prompts import as_base, bare
-from variegate.models import load as load_model
 from variegate.progress import Say, silent
-from variegate.report import write_report
-from variegate.sample import seconds_to_draw
-
-
-def measure_adapter(
-    adapter: Path,
-    *,
-    base: str,
-    encoders: Sequence[str],
-    train_images: Path | None = None,
-    trigger: str | None = None,
-    class_noun: str | None = None,
-    style: bool = False,
-    preset: str = "standard",
-    prompts: Path | None = None,
-    out: Path | None = None,
-    features: Path | None = None,
-    faces: Path | None = None,
-    seed: int = 0,
-    say: Say | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Verdict:
-    """Draw from a finished adapter and from its base at the same prompts and seeds, and judge.
-
-    The trigger and class noun default to what the adapter's file says. style: it learnt a look and
-    no subject, so its trigger is asked of scenes of all kinds. prompts: a file of one
-    prompt per line; those with the trigger in them are trigger prompts, the others neutral.
-    out: where the samples, `verdict.json` and `report.html` stay; None keeps the samples in the
-    cache. features: a folder for the first encoder's features, as `measure_features` reads them.
-    faces: a face detector's file, to tell whether faces became alike. tell: hears, before anything
-    is drawn, what the plan can show.
-    """
-    say = say or silent
-    _check_free(out)
-    learnt = read_adapter(adapter)
-    trigger = trigger or trigger_of(learnt.metadata)
-    class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
-    eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
-    train = ImageSet.read(train_images) if train_images else None
-    model = load_model(base, device=pick_device())
-    sampling = recipes.read(recipes.default_for(base)).sampling
-    if prompts is None:
-        plan = prompt_plan(
-            class_noun,
-            trigger,
-            preset=preset,  # type: ignore[arg-type]
-            pocket=model.pocket,
-            subject=not style,
-            captions=[p.prompt for p in train or () if p.prompt],
-            first_seed=seed,
-        )
-    else:
-        plan = _own_prompts(prompts, trigger, class_noun, preset, seed)
-    if tell:
-        count = 2 * sum(len(line.seeds) for line in plan)
-        seconds = seconds_to_draw(model, sampling, count)
-        about = "" if seconds is None else f" Drawing takes {_spell(seconds)} at most."
-        tell(foresee(plan) + about)
-    home = cache_dir() / "measured" / short_hash(adapter.read_bytes(), repr(plan), base)
-    at = out / "samples" if out else home
-    ours, theirs = draw_both(model, learnt, plan, sampling, out=at, say=say)
-    return _measure_sets(
-        *(ours, theirs, eyes, train, trigger, class_noun),
-        faces=finder,
-        out=out,
-        features=features,
-        say=say,
-    )
 
 
 def measure_folders(
@@ -123,7 +47,7 @@ def measure_folders(
     for the first encoder's features, as `measure_features` reads them. faces: a face detector's
     file, to tell whether faces became alike.
     """
-    _check_free(out)
+    check_free(out)
     eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
     ours, theirs = ImageSet.read(images), ImageSet.read(reference)
     if trigger:
@@ -137,7 +61,7 @@ def measure_folders(
         lines = match_lines(ours, theirs, trigger=trigger, class_noun=class_noun)
         ours = lay_out(ours, [s.adapter_rows for s in lines], lines, home / "adapter")
         theirs = lay_out(theirs, [s.base_rows for s in lines], lines, home / "base")
-    return _measure_sets(
+    return measure_sets(
         *(ours, theirs, eyes, train, trigger, class_noun),
         faces=finder,
         out=out,
@@ -165,11 +89,7 @@ def measure_features(features: Path, reference: Path, *, train: Path | None = No
     )
 
 
-def _spell(seconds: float) -> str:
-    return f"about {seconds / 60:.0f} min" if seconds >= 90 else f"about {max(1, seconds):.0f} s"
-
-
-def _check_free(out: Path | None) -> None:
+def check_free(out: Path | None) -> None:
     """A training run's own verdict must not be overwritten by another's."""
     if out is not None and (out / "recipe.toml").exists():
         raise RequestError(f"{out} is a training run; name another folder for this verdict")
@@ -180,7 +100,7 @@ def _with_groups(
 ) -> tuple[ImageSet, ImageSet]:
     """Which pictures were asked with the trigger: by its word, and in the reference by having the
     prompt that the class noun would make of such a one."""
-    called = {p.prompt for p in ours if p.prompt and _names(p.prompt, trigger)}
+    called = {p.prompt for p in ours if p.prompt and names_word(p.prompt, trigger)}
     plain = {bare(p.prompt or "") for p in ours if p.prompt not in called}
     swapped = {as_base(prompt, trigger, class_noun or "thing") for prompt in called} | called
 
@@ -198,11 +118,11 @@ def _with_groups(
     return grouped(ours, called), grouped(theirs, swapped)
 
 
-def _names(prompt: str, word: str) -> bool:
+def names_word(prompt: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", prompt) is not None
 
 
-def _measure_sets(
+def measure_sets(
     ours: ImageSet,
     theirs: ImageSet,
     encoders: Sequence[Encoder],
@@ -229,6 +149,8 @@ def _measure_sets(
     if features is not None:
         _write_features(features, evidence)
     if out is not None:
+        from variegate.report import write_report  # matplotlib is slow to load
+
         keep_verdict(out, verdict, evidence, train)
         write_report(out)
     say("measure", 1, 1, "")
@@ -254,25 +176,3 @@ def _write_features(folder: Path, evidence: Evidence) -> None:
         write_features(folder / f"{name}.npy", rows, prompts)
     if view.train is not None:
         write_features(folder / "train.npy", view.train)
-
-
-def _own_prompts(
-    file: Path, trigger: str, class_noun: str, preset: str, seed: int
-) -> tuple[PlannedPrompt, ...]:
-    try:
-        text = file.read_text(encoding="utf8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"the prompts in {file} cannot be read: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise RequestError(f"{file} holds no prompt; expected one per line")
-    count = 8 if preset == "thorough" else 4
-    plan: list[PlannedPrompt] = []
-    first_of: dict[str, int] = {}  # by what the base hears: the same words, the same pictures
-    for i, line in enumerate(dict.fromkeys(lines)):
-        named = bool(trigger) and _names(line, trigger)
-        asked = as_base(line, trigger, class_noun or "thing") if named else line
-        first = first_of.setdefault(asked, seed + i * count)
-        seeds = tuple(range(first, first + count))
-        plan.append(PlannedPrompt("trigger" if named else "class", line, asked, seeds))
-    return tuple(plan)

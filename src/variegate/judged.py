@@ -12,55 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from variegate.adapter import Adapter
 from variegate.errors import NoSpace
-from variegate.images import ImageSet, Picture, cache_dir
+from variegate.images import ImageSet, Picture
 from variegate.measure import (
     Evidence,
     Line,
-    PlannedPrompt,
     Verdict,
     find_copies,
     nearest_pictures,
 )
-from variegate.models import StableDiffusion
-from variegate.progress import Say
-from variegate.recipe import SamplingPlan
 from variegate.run import write_atomically
-from variegate.sample import Request, sample
 
 PANEL = 8  # training pictures that the report shows
-
-
-def draw_both(
-    model: StableDiffusion,
-    adapter: Adapter,
-    plan: Sequence[PlannedPrompt],
-    sampling: SamplingPlan,
-    *,
-    out: Path,
-    say: Say,
-) -> tuple[ImageSet, ImageSet]:
-    """The adapter's and the base's pictures of a plan. The base's are drawn once per base and
-    plan, kept in the cache, and laid beside the adapter's."""
-    theirs = [Request(p.base_prompt, seed, p.group) for p in plan for seed in p.seeds]
-    ours = [Request(p.adapter_prompt, seed, p.group) for p in plan for seed in p.seeds]
-    key = short_hash(model.name, sampling.model_dump_json(), repr(theirs))
-    kept = cache_dir() / "base" / key
-
-    def base_said(phase: str, done: int, total: int, note: str) -> None:
-        say("sample base", done, total, note)
-
-    def adapter_said(phase: str, done: int, total: int, note: str) -> None:
-        say("sample adapter", done, total, note)
-
-    try:
-        base = sample(model, None, theirs, plan=sampling, out=kept, say=base_said)
-        base = _lay_beside(base, kept, out / "base")
-    except NoSpace:  # a cache costs time, never the work
-        base = sample(model, None, theirs, plan=sampling, out=out / "base", say=base_said)
-    drawn = sample(model, adapter, ours, plan=sampling, out=out / "adapter", say=adapter_said)
-    return drawn, base
 
 
 def lay_out(
@@ -75,7 +38,7 @@ def lay_out(
             for place, row in enumerate(own):
                 p = pictures.pictures[row]
                 assert p.file is not None
-                at = _link(p, target / f"{len(moved):05d}{p.file.suffix.lower()}")
+                at = link(p, target / f"{len(moved):05d}{p.file.suffix.lower()}")
                 moved.append(replace(p, file=at))
                 facts: dict[str, Any] = {"file_name": at.name, "prompt": p.prompt or ""}
                 facts["group"] = line.group
@@ -87,15 +50,7 @@ def lay_out(
     return ImageSet(tuple(moved), str(target))
 
 
-def _lay_beside(pictures: ImageSet, source: Path, target: Path) -> ImageSet:
-    """The same pictures in another folder, with the list that came with them."""
-    target.mkdir(parents=True, exist_ok=True)
-    moved = [replace(p, file=_link(p, target / p.file.name)) for p in pictures if p.file]
-    shutil.copyfile(source / "metadata.jsonl", target / "metadata.jsonl")
-    return ImageSet(tuple(moved), str(target))
-
-
-def _link(picture: Picture, at: Path) -> Path:
+def link(picture: Picture, at: Path) -> Path:
     """A hard link where the file system can, else a copy."""
     assert picture.file is not None
     if at.exists() and at.samefile(picture.file):

@@ -12,11 +12,12 @@ from typing import Any
 from variegate import recipes
 from variegate.audit import audit
 from variegate.device import pick_device
+from variegate.drawn import draw_both
 from variegate.encoders import Encoder, load_encoders
 from variegate.errors import Interrupted, RunError
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet
-from variegate.judged import draw_both, keep_verdict, write_json
+from variegate.judged import keep_verdict, write_json
 from variegate.measure import Evidence, fit_advice, gather, measure, prompt_plan
 from variegate.measure.versus import versus
 from variegate.models import StableDiffusion
@@ -88,8 +89,7 @@ def _tell_story(
     )
     adapter = read_adapter(run.adapter_file)
     ours, base = draw_both(model, adapter, plan, recipe.sampling, out=run.samples, say=say)
-    held_out = _held_out(run, pictures)
-    learnt = _without(pictures, held_out)
+    learnt, held_out = learnt_and_held_out(run)
     say("measure", 0, 1, "")
     evidence = gather(
         ours,
@@ -190,10 +190,13 @@ def _clear_stale(folder: Path, recipe: Recipe, model: StableDiffusion) -> None:
         shutil.rmtree(folder)
 
 
-def _held_out(run: Run, pictures: ImageSet) -> ImageSet:
+def learnt_and_held_out(run: Run) -> tuple[ImageSet, ImageSet]:
+    """The pictures of a run's folder that it was trained on, and those it never saw."""
+    pictures = ImageSet.read(Path(run.recipe.images))
     start = next(iter(run.read_journal("start")), {})
     keys = set(start.get("held_out", ()))
-    return ImageSet(tuple(p for p in pictures if p.key in keys), pictures.origin)
+    held_out = ImageSet(tuple(p for p in pictures if p.key in keys), pictures.origin)
+    return _without(pictures, held_out), held_out
 
 
 def _without(pictures: ImageSet, others: ImageSet) -> ImageSet:

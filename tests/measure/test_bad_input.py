@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from measure.planted import told
-from variegate.elsewhere import measure_adapter, measure_features, measure_folders
+from variegate.drawn import measure_adapter
+from variegate.elsewhere import measure_features, measure_folders
 from variegate.errors import AdapterError, FeaturesError, ImagesError
 
 COLLAPSED = {"narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying"}
@@ -121,4 +122,4 @@ def test_an_adapter_for_another_model_is_refused_by_its_family(
         file,
     )
     with pytest.raises(AdapterError, match=family):
-        measure_adapter(file, base="pocket", encoders=["pocket"], preset="quick")
+        measure_adapter(file, "pocket", encoders=["pocket"], preset="quick")

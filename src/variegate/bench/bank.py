@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ from PIL import Image
 
 from variegate import encoders, recipes
 from variegate.bench import judge, world
-from variegate.images import cache_dir
+from variegate.drawn import draw_both
+from variegate.formats import read as read_adapter
+from variegate.images import ImageSet, cache_dir
+from variegate.measure import Evidence, gather, prompt_plan
+from variegate.models import StableDiffusion
 from variegate.models.folder import POCKET
+from variegate.progress import silent
 from variegate.recipe import Recipe
 from variegate.run import Run
-from variegate.trial import trial
+from variegate.trial import learnt_and_held_out, trial
 
 SUBJECTS = ("robot", "unicorn", "cupcake", "yoyo")  # held out of the pocket, of four classes
 FACTORS = ("subject", "colour", "pattern", "size", "position")
@@ -41,6 +46,8 @@ TREATMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guarded": ("pocket", ()),
 }
 PICTURES = ("one-sided 12", "varied 12")
+SEEDS = 8  # of each prompt in what a run is read from
+FIRST_SEED = 5000  # which no training and no verdict of the run itself has seen
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,10 @@ class Ailment:
     def name(self) -> str:
         return f"{self.subject}, {self.pictures}, {self.treatment}"
 
+    @property
+    def class_noun(self) -> str:
+        return world.CLASS_OF[self.subject]
+
     def recipe(self) -> Recipe:
         """What the run is asked, its pictures rendered into the cache."""
         name, settings = TREATMENTS[self.treatment]
@@ -63,7 +74,7 @@ class Ailment:
             settings=(*settings, "sampling.preset=quick", "sampling.steps=10"),
             images=str(render_pictures(self.subject, self.pictures)),
             trigger="zqx",
-            class_noun=world.CLASS_OF[self.subject],
+            class_noun=self.class_noun,
         )
 
 
@@ -122,6 +133,39 @@ def build(ailment: Ailment) -> Path:
     return folder
 
 
+def draw(ailment: Ailment, run: Path, model: StableDiffusion) -> tuple[ImageSet, ImageSet]:
+    """What adapter and base draw at the `standard` prompts, twice its seeds, kept with the run.
+
+    A run's own 64 class pictures are too few: the truth read from one half of them told little of
+    the other's.
+    """
+    whole = prompt_plan(ailment.class_noun, "zqx", preset="standard", pocket=True)
+    seeds = {"class": SEEDS, "trigger": SEEDS, "unrelated": 2}
+    plan = [
+        line._replace(seeds=tuple(range(FIRST_SEED + SEEDS * i, FIRST_SEED + SEEDS * i + n)))
+        for i, line in enumerate(whole)
+        if (n := seeds.get(line.group, 0))
+    ]
+    adapter = read_adapter(Run.open(run).adapter_file)
+    sampling = ailment.recipe().sampling
+    return draw_both(model, adapter, plan, sampling, out=run / "deep", say=silent)
+
+
+def evidence_of(ailment: Ailment, run: Path, model: StableDiffusion) -> Evidence:
+    """What the product's measures see in a run's pictures, by the pocket's encoder."""
+    ours, base = draw(ailment, run, model)
+    learnt, held_out = learnt_and_held_out(Run.open(run))
+    return gather(
+        ours,
+        base,
+        encoders=encoders.load_encoders(()),
+        train_images=learnt,
+        held_out=held_out if len(held_out) else None,
+        trigger="zqx",
+        class_noun=ailment.class_noun,
+    )
+
+
 @dataclass(frozen=True)
 class Truth:
     """What the judge reads in a run's samples.
@@ -136,13 +180,13 @@ class Truth:
     subject: float
 
 
-def truth(folder: Path, subject: str, *, half: int | None = None) -> Truth:
-    """Read a run's samples with the judge, which no measure of the product ever asks.
+def truth(run: Path, subject: str, *, half: int | None = None) -> Truth:
+    """Read what `draw` drew with the judge, which no measure of the product ever asks.
 
     half: 0 or 1, of every second picture alone, to see how far chance moves the truth itself.
     """
     step = slice(None) if half is None else slice(half, None, 2)
-    ours, theirs = _read(folder, "adapter")[step], _read(folder, "base")[step]
+    ours, theirs = _read(run, "adapter")[step], _read(run, "base")[step]
     found = [r["subject"] == subject for r, x in ours if x["group"] == "trigger"]
     return Truth(
         variety=_ratio(ours, theirs, "class"),
@@ -154,8 +198,9 @@ def truth(folder: Path, subject: str, *, half: int | None = None) -> Truth:
 Read = list[tuple[dict[str, str], dict[str, Any]]]
 
 
-def _read(folder: Path, of: str) -> Read:
-    home = Run.open(folder).samples / of
+@lru_cache(maxsize=4)
+def _read(run: Path, of: str) -> Read:
+    home = run / "deep" / of
     lines = [
         json.loads(line)
         for line in (home / "metadata.jsonl").read_text(encoding="utf8").splitlines()

@@ -108,7 +108,7 @@ def _power_table(ladder: Noted) -> str:
         f"| ailment (label) | {heads} | AUC at 20 % | Spearman |",
         "|---" * (len(SHARES) + 3) + "|",
     ]
-    gates = {"narrowed": "variety_vs_base", "copying": "copy_rate"}
+    gates = {"narrowed": "repeat_rate", "copying": "copy_rate"}
     gates["prompt-ignored"] = "adherence_vs_base"
     for ailment, label in AILMENTS.items():
         own = [x for x in ladder if x["ailment"] == ailment]
@@ -124,7 +124,7 @@ def _power_table(ladder: Noted) -> str:
             ]
             for share in SHARES
         }
-        sign = 1 if label == "copying" else -1
+        sign = -1 if label == "prompt-ignored" else 1
         pairs = [sign * (b - a) for a in value[0.0] for b in value[0.2]]
         auc = np.mean([(d > 0) + (d == 0) / 2 for d in pairs]) if pairs else np.nan
         told = [(s, v) for s in SHARES for v in value[s]]

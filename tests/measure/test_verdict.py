@@ -48,6 +48,8 @@ def test_all_well_is_healthy_and_says_what_was_measured() -> None:
     [
         ("variety_vs_base", (0.8, 0.75, 0.85), "narrowed", "warn"),
         ("variety_vs_base", (0.5, 0.4, 0.65), "narrowed", "fail"),
+        ("repeat_rate", (0.06, 0.03, 0.09), "narrowed", "warn"),
+        ("repeat_rate", (0.3, 0.2, 0.4), "narrowed", "fail"),
         ("trigger_variety_vs_base", (0.6, 0.55, 0.68), "trigger-narrowed", "warn"),
         ("trigger_variety_vs_base", (0.3, 0.2, 0.4), "trigger-narrowed", "fail"),
         ("copy_rate", (0.06, 0.02, 0.1), "copying", "warn"),
@@ -67,6 +69,14 @@ def test_each_gate_has_its_label_and_two_severities(
         (label, severity, name)
     ]
     assert verdict.advice
+
+
+def test_two_signs_of_one_label_are_both_told() -> None:
+    repeated = headline("repeat_rate", 0.3, 0.2, 0.4, p=0.0001)
+    verdict = ill(*headline("variety_vs_base", 0.8, 0.75, 0.85, p=0.0001), *repeated)
+    assert verdict.labels == ("narrowed",)
+    assert [r.measurement for r in verdict.reasons] == ["variety_vs_base", "repeat_rate"]
+    assert "30 % of its pictures without the trigger word nearly repeat one" in told(verdict)
 
 
 def test_a_large_drop_by_chance_alone_is_not_narrowed() -> None:
@@ -112,11 +122,17 @@ def test_colours_alone_are_no_collapse_and_are_told() -> None:
     assert "97 %" in verdict.sentence
 
 
-@pytest.mark.parametrize("gray", [in_gray(0.6, 0.5), in_gray(0.95, 0.6)])
-def test_pictures_that_are_alike_in_gray_too_are_narrowed(
-    gray: list[Measurement | Missing],
-) -> None:
-    assert ill(*LOST, *gray).labels == ("narrowed",)
+def test_pictures_that_are_alike_in_gray_too_are_narrowed() -> None:
+    assert ill(*LOST, *in_gray(0.6, 0.5)).labels == ("narrowed",)
+
+
+def test_where_more_than_colours_may_be_lost_the_verdict_stays_open() -> None:
+    verdict = ill(*LOST, *in_gray(0.85, 0.6))
+    assert verdict.labels == ("inconclusive",)
+    assert "too little was drawn to tell whether it is narrowed beyond that" in told(verdict)
+    lost = headline("class_retention", 0.5, 0.45, 0.55, p=0.0001)
+    gray = Measurement("class_retention@gray", 0.97, 0.9, 1.0, 32)
+    assert ill(*lost, gray, *in_gray(0.85, 0.6)).labels == ("inconclusive",)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +140,7 @@ def test_pictures_that_are_alike_in_gray_too_are_narrowed(
     [
         ("adherence_vs_base", -0.4, -0.03, "what colours the prompts name is all that is lost"),
         ("class_retention", 0.5, 0.97, "it took on its colours alone"),
+        ("repeat_rate", 0.4, 0.02, "their colours alone are the same"),
     ],
 )
 def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(

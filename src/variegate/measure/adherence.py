@@ -27,11 +27,12 @@ class Adherence:
 
 
 def compare_adherence(
-    view: View, rows: tuple[int, ...], lines: tuple[Line, ...]
+    view: View, rows: tuple[int, ...], lines: tuple[Line, ...], *, unit: float | None = None
 ) -> Adherence | str:
     """The adapter's pictures against the base's, each beside the words it was drawn from.
 
-    rows: which rows of `view.texts` belong to the lines. Both models' pictures are compared with
+    rows: which rows of `view.texts` belong to the lines. unit: the contrast to measure in; None:
+    the base's own. Both models' pictures are compared with
     the base's words, the class noun in place of the trigger, which no text tower knows.
 
     Cosines of different encoders live on different scales, and an adapter that rightly draws one
@@ -57,7 +58,7 @@ def compare_adherence(
     base_gap = summarise(base_contrasts, tail="greater", address="adherence.base")
     if base_gap.low <= 0 or base_gap.p >= 0.05:
         return f"{view.encoder} does not see the base follow these prompts either"
-    scale = base_gap.value
+    scale = unit or base_gap.value
     scaled = [[v / scale for v in values] for values in contrasts]
     return Adherence(
         summarise(scaled, address="adherence"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from variegate.measure import adherence, copying, diversity, retention, uncertainty
+from dataclasses import replace
+
+from variegate.measure import adherence, copying, diversity, repeats, retention, uncertainty
 from variegate.measure.evidence import Evidence, Line, View
 from variegate.measure.paired import Difference
 from variegate.measurement import Better, Measurement, Missing
@@ -20,6 +22,7 @@ def read(evidence: Evidence) -> list[Reading]:
     return [
         *_variety(evidence),
         *_trigger_variety(evidence),
+        *_repeats(evidence),
         *_copying(evidence),
         *_adherence(evidence),
         *_retention(evidence),
@@ -125,6 +128,37 @@ def _plainest(lines: tuple[Line, ...], result: diversity.Comparison) -> str:
     )
 
 
+def _repeats(evidence: Evidence) -> list[Reading]:
+    lines, name = evidence.of_group("class"), "repeat_rate"
+    unit = "share of samples over the base's"
+    found: list[Reading] = []
+    for view in evidence.views:
+        result = repeats.find_repeats(view, lines)
+        of = name if view is evidence.views[0] else f"{name}@{view.encoder}"
+        if isinstance(result, str):
+            found.append(Missing(of, result))
+            continue
+        source = f"nearest picture of another prompt, {view.encoder}"
+        told = _difference(of, result.share, "lower", unit, source)
+        if of == name and result.hits:
+            told[0] = replace(told[0], example=_most_repeated(result))
+        found += told if of == name else told[:1]
+    if evidence.gray:
+        result = repeats.find_repeats(evidence.gray, lines)
+        if not isinstance(result, str):
+            source = f"nearest picture of another prompt, {evidence.gray.encoder}"
+            found += _difference(f"{name}@gray", result.share, "lower", unit, source)[:1]
+    return found
+
+
+def _most_repeated(found: repeats.Repeats) -> str:
+    verb = "repeats" if found.hits == 1 else "repeat"
+    return (
+        f"on {found.prompt!r} {found.hits} of {found.of} pictures nearly {verb} another prompt's,"
+        f" mostly that of {found.other!r}"
+    )
+
+
 def _copying(evidence: Evidence) -> list[Reading]:
     copies = copying.find_copies(evidence)
     if copies is None:
@@ -173,21 +207,23 @@ def _adherence(evidence: Evidence) -> list[Reading]:
     return [
         *_difference(names[0], result.scaled, "higher", "of the base's contrast", source),
         *_difference(names[1], result.cosine, "higher", "cosine", source)[:1],
-        *_adherence_in_gray(evidence, rows, lines),
+        *_adherence_in_gray(evidence, rows, lines, unit=result.base_gap),
     ]
 
 
 def _adherence_in_gray(
-    evidence: Evidence, rows: tuple[int, ...], lines: tuple[Line, ...]
+    evidence: Evidence, rows: tuple[int, ...], lines: tuple[Line, ...], *, unit: float
 ) -> list[Reading]:
+    """In units of the contrast with colour: what is lost of a small rest is little."""
     gray = evidence.gray
     if gray is None or gray.texts is None:
         return []
-    result = adherence.compare_adherence(gray, rows, lines)
+    result = adherence.compare_adherence(gray, rows, lines, unit=unit)
     if isinstance(result, str):
         return []
     name = "adherence_vs_base@gray"
-    return _difference(name, result.scaled, "higher", "of the base's contrast", gray.encoder)[:1]
+    contrast = "of the base's contrast"
+    return [*_difference(name, result.scaled, "higher", contrast, gray.encoder)[:1]]
 
 
 def _retention(evidence: Evidence) -> list[Reading]:
@@ -228,7 +264,7 @@ def _retention(evidence: Evidence) -> list[Reading]:
 
 def _difference(
     name: str, found: Difference, better: Better, unit: str, source: str
-) -> list[Reading]:
+) -> list[Measurement]:
     if name.startswith("class_retention"):
         unit = "1 as the base, 0 all subject"
     return [

@@ -58,9 +58,9 @@ class Rules(Entry):
     few_prompts: int = Field(7, ge=1)
 
     @model_validator(mode="after")
-    def _one_gate_a_label(self) -> Rules:
-        if len({gate.label for gate in self.gates}) < len(self.gates):
-            raise ValueError("two gates have one label; give each its own")
+    def _one_gate_a_measurement(self) -> Rules:
+        if len({gate.measurement for gate in self.gates}) < len(self.gates):
+            raise ValueError("two gates have one measurement; give each its own")
         return self
 
     @staticmethod

@@ -167,7 +167,9 @@ def _weighed(rows: Rows, start: int, stop: int, shares: Tensor | None, kind: typ
     if not np.isfinite(square).all():
         x = rows.block(start, stop).double().numpy()  # says which row holds what is no number
         square = np.einsum("ij,ij->i", x, x)
-    share = np.full(len(x), 1 / len(rows)) if shares is None else shares[start:stop].numpy()
+    share = (
+        np.full(len(x), 1 / len(rows)) if shares is None else shares[start:stop].double().numpy()
+    )
     weight = np.sqrt(share) / np.sqrt(square).clip(LEAST_LENGTH)
     weighed: np.ndarray = x * weight.astype(x.dtype)[:, None]
     return weighed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from variegate.encoders import REAL_ENCODER
 from variegate.measure.rules import RULES, Gate, Rules
@@ -18,6 +18,7 @@ from variegate.measure.wording import (
     CLAUSES,
     SENTENCES,
     STRANGE,
+    alarm,
     colour_hides,
     disagree,
     listed,
@@ -59,26 +60,29 @@ def judge(
     missing = {m.name: m.why for m in measurements if isinstance(m, Missing)}
     notes = _notes(missing, weak_encoder)
     p: dict[str, float] = {
-        g.label: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
+        g.measurement: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
     }
     together = holm(p)
     reasons: list[Reason] = []
     in_stead: dict[str, Measurement] = {}  # of a gate's own measurement
     split: list[Reason] = []
     for gate in rules.gates:
-        if gate.label not in p:
+        name = gate.measurement
+        if name not in p:
             continue
-        sure = p[gate.label] < rules.alpha and together[gate.label] < rules.family
-        severity = _severity(gate, found[gate.measurement]) if sure else None
-        own = found[gate.measurement]
-        if severity and (gray := _colours_alone(gate, found, rules)):
-            in_stead[gate.measurement] = gray
+        sure = p[name] < rules.alpha and together[name] < rules.family
+        own = found[name]
+        severity = _severity(gate, own) if sure else None
+        without_colour = _without_colour(gate, found, rules) if severity else "ill"
+        if without_colour == "well":
+            in_stead[name] = gray = found[gate.colourless or ""]
             notes.append(palette_only(own, gray))
-        elif severity and _told_by_colour_alone(gate, found, rules):
-            split.append(Reason("inconclusive", "warn", gate.measurement, colour_hides(gate.label)))
+        elif without_colour == "unsure":
+            told = colour_hides(gate.label, found.get(gate.colourless or ""))
+            split.append(Reason("inconclusive", "warn", name, told))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
             told = disagree(own, other)
-            split.append(Reason("inconclusive", "warn", gate.measurement, told))
+            split.append(Reason("inconclusive", "warn", name, told))
         elif severity:
             reasons.append(_reason(gate, severity, found, rules))
     alarmed = {r.label for r in reasons}
@@ -126,44 +130,32 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
     return "warn" if sign * number < sign * gate.warn else None
 
 
-def _colours_alone(
+def _without_colour(
     gate: Gate, found: Mapping[str, Measurement], rules: Rules
-) -> Measurement | None:
-    """The measurement without colour, where palettes were lost and that does not alarm.
+) -> Literal["well", "unsure", "ill"]:
+    """How it stands where palettes were lost and the rest is looked at without colour.
 
-    A measurement with no palette of its own is excused only where variety without colour is well:
-    one ground behind everything is a lost palette too, and no style.
+    "ill" as well where palettes were not lost, and so explain nothing. A measurement with no
+    palette of its own also wants variety without colour to be well: one ground behind everything
+    is a lost palette too, and no style.
     """
     gray, palette = found.get(gate.colourless or ""), found.get(f"{gate.measurement}@palette")
-    if gray is None or not _well(gate, gray):
-        return None
+    if gate.colourless is None or (gray is not None and _surely_ill(gate, gray)):
+        return "ill"
     if palette is not None:
-        return gray if palette.value < gate.warn else None
-    return gray if _only_palettes_lost(found, rules) else None
-
-
-def _told_by_colour_alone(gate: Gate, found: Mapping[str, Measurement], rules: Rules) -> bool:
-    """Whether only palettes were lost, and without colour this gate's measurement cannot be had."""
-    if gate.colourless is None or gate.colourless in found:
-        return False
-    return f"{gate.measurement}@palette" not in found and _only_palettes_lost(found, rules)
-
-
-def _only_palettes_lost(found: Mapping[str, Measurement], rules: Rules) -> bool:
+        if gray is None or palette.value >= gate.warn:
+            return "ill"
+        return "well" if gate.clear is None or _edge(gray, "low") >= gate.clear else "unsure"
     whole = next((g for g in rules.gates if g.measurement == HEADLINE), None)
-    palette = found.get(f"{HEADLINE}@palette")
-    if whole is None or palette is None or palette.value >= whole.warn:
-        return False
-    varied = found.get(whole.colourless or "")
-    return varied is not None and _well(whole, varied)
+    if whole is None or f"{HEADLINE}@palette" not in found:
+        return "ill"
+    varied = _without_colour(whole, found, rules)
+    return "unsure" if gray is None and varied == "well" else varied
 
 
-def _well(gate: Gate, m: Measurement) -> bool:
-    """Whether a measurement, which has no test of its own, is not surely past the margin, and shown
-    to be clear of what the gate asks for."""
-    best = _edge(m, "high" if gate.side == "below" else "low")
-    clear = gate.clear is None or _edge(m, "low") >= gate.clear
-    return not _past(gate, best) and clear
+def _surely_ill(gate: Gate, m: Measurement) -> bool:
+    """Whether the whole interval of a measurement, which has no test of its own, is past it."""
+    return _past(gate, _edge(m, "high" if gate.side == "below" else "low"))
 
 
 def _dissenter(
@@ -197,7 +189,7 @@ def _reason(
     gate: Gate, severity: Severity, found: Mapping[str, Measurement], rules: Rules
 ) -> Reason:
     m = found[gate.measurement]
-    sentence = SENTENCES[gate.label](m) + what_is_alike(found, m, below=gate.warn)
+    sentence = alarm(gate.label, m) + what_is_alike(found, m, below=gate.warn)
     if m.example:
         sentence += f" At its plainest, {m.example}."
     if gate.label != "copying" and m.n < rules.few_prompts:

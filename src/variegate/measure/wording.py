@@ -30,6 +30,14 @@ def _narrowed(m: Measurement) -> str:
     )
 
 
+def _repeating(m: Measurement) -> str:
+    return (
+        f"It draws the same pictures again: over {_times(m.n, 'prompt')} {_percent(m.value)} of its"
+        " pictures without the trigger word nearly repeat one that another prompt"
+        f" drew{_between(m, _percent)}."
+    )
+
+
 def _trigger_narrowed(m: Measurement) -> str:
     return (
         "With the trigger word backgrounds and layouts have grown alike: over"
@@ -90,6 +98,11 @@ SENTENCES: dict[Label, Callable[[Measurement], str]] = {
 }
 
 
+def alarm(label: Label, m: Measurement) -> str:
+    """The sentence of a label that stands on this measurement."""
+    return _repeating(m) if m.name == "repeat_rate" else SENTENCES[label](m)
+
+
 # What a label adds to a sentence that begins with a graver one.
 CLAUSES: dict[Label, str] = {
     "narrowed": "draws alike pictures without the trigger word",
@@ -104,6 +117,11 @@ STRANGE = "No loss was found, but by an encoder that does not know pictures like
 
 def disagree(first: Measurement, other: Measurement) -> str:
     seen, elsewhere = _eyes(first), other.name.partition("@")[2]
+    if first.name == "repeat_rate":
+        return (
+            f"The encoders disagree: {_percent(first.value)} of the pictures repeat another"
+            f" prompt's{seen}, but {_percent(other.value)} by {elsewhere}; look at the pictures."
+        )
     return (
         f"The encoders disagree: {_where(first)} the variety is {_percent(first.value)} of the"
         f" base's{seen}, but {_percent(other.value)} by {elsewhere}; look at the pictures."
@@ -116,6 +134,11 @@ def palette_only(m: Measurement, gray: Measurement) -> str:
             f"Prompts are heeded less by {_percent(-m.value)}, and with the colours taken out by"
             f" {_percent(max(0.0, -gray.value))}: what colours the prompts name is all that is"
             " lost."
+        )
+    if m.name == "repeat_rate":
+        return (
+            f"Pictures repeat one another in {_percent(m.value)}, and with the colours taken out in"
+            f" {_percent(max(0.0, gray.value))}: their colours alone are the same."
         )
     if m.name == "class_retention":
         return (
@@ -130,8 +153,13 @@ def palette_only(m: Measurement, gray: Measurement) -> str:
     )
 
 
-def colour_hides(label: str) -> str:
-    """Why a label does not stand whose measurement only colours carry."""
+def colour_hides(label: str, gray: Measurement | None) -> str:
+    """Why a label does not stand that may be of colours alone."""
+    if gray is not None:
+        return (
+            "Its colours became alike, and too little was drawn to tell whether it is"
+            f" {label} beyond that: ask more prompts."
+        )
     return (
         f"Its colours became alike and nothing else, and without colours the encoder cannot tell"
         f" whether it is {label}: measure with a stronger encoder, or ask prompts that name no"

@@ -104,6 +104,17 @@ NUMBERS: dict[str, NumberWords] = {
         "pictures can tell.",
         "Asked for ordinary things, it is more varied than the base model.",
     ),
+    "repeat_rate": NumberWords(
+        "Repeats across prompts",
+        "percent",
+        (0.0, 1.0),
+        0.0,
+        "base",
+        "Its pictures of different prompts repeat one another less than the base model's.",
+        "Its pictures of different prompts repeat one another no more than the base model's, as "
+        "far as these pictures can tell.",
+        "{value} of the pictures nearly repeat one that another prompt drew.",
+    ),
     "trigger_variety_vs_base": NumberWords(
         "Variety with the trigger",
         "percent",

@@ -73,32 +73,41 @@ def write_samples(run: Path, *, narrowed: bool, seeds: int = 8, pixels: int = 64
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def planted_verdict(*, narrowed: bool) -> Verdict:
-    def m(name: str, value: float, low: float, high: float, n: int, source: str) -> Measurement:
-        return Measurement(name, value, low, high, n, "higher", source=source)
+BOOT = "Vendi order 2, 95 % by prompt bootstrap"
+PLAN = {"prompts": 10, "seeds": 8, "preset": "standard"}
 
-    boot = "Vendi order 2, 95 % by prompt bootstrap"
-    plan = {"prompts": 10, "seeds": 8, "preset": "standard"}
-    if not narrowed:
-        return Verdict(
-            labels=("healthy",),
-            sentence="Your adapter drew “zqx” and kept the base model's variety, as far as "
-            "80 pictures can show.",
-            reasons=(Reason("healthy", "warn", "variety_vs_base", "No alarm rang."),),
-            advice=(),
-            measurements=(
-                m("variety_vs_base", 0.97, 0.88, 1.06, 24, boot),
-                m("trigger_variety_vs_base", 0.81, 0.69, 0.94, 16, boot),
-                m("likeness", 0.74, 0.7, 0.78, 16, "pocket"),
-                Measurement("copy_rate", 0.0, 0.0, 0.03, 80, "lower", source="pocket"),
-                m("adherence_vs_base", 0.02, -0.06, 0.11, 16, "pocket"),
-                m("class_retention", 0.98, 0.93, 1.02, 24, "pocket"),
-                Measurement("world_drift", 0.06, 0.04, 0.08, 16, "lower", source="pocket"),
-            ),
-            rules="2025.1",
-            encoders=("pocket",),
-            plan=plan,
-        )
+
+def m(name: str, value: float, low: float, high: float, n: int, source: str) -> Measurement:
+    return Measurement(name, value, low, high, n, "higher", source=source)
+
+
+def planted_verdict(*, narrowed: bool) -> Verdict:
+    return _narrowed() if narrowed else _healthy()
+
+
+def _healthy() -> Verdict:
+    return Verdict(
+        labels=("healthy",),
+        sentence="Your adapter drew “zqx” and kept the base model's variety, as far as "
+        "80 pictures can show.",
+        reasons=(Reason("healthy", "warn", "variety_vs_base", "No alarm rang."),),
+        advice=(),
+        measurements=(
+            m("variety_vs_base", 0.97, 0.88, 1.06, 24, BOOT),
+            m("trigger_variety_vs_base", 0.81, 0.69, 0.94, 16, BOOT),
+            m("likeness", 0.74, 0.7, 0.78, 16, "pocket"),
+            Measurement("copy_rate", 0.0, 0.0, 0.03, 80, "lower", source="pocket"),
+            m("adherence_vs_base", 0.02, -0.06, 0.11, 16, "pocket"),
+            m("class_retention", 0.98, 0.93, 1.02, 24, "pocket"),
+            Measurement("world_drift", 0.06, 0.04, 0.08, 16, "lower", source="pocket"),
+        ),
+        rules="2025.1",
+        encoders=("pocket",),
+        plan=PLAN,
+    )
+
+
+def _narrowed() -> Verdict:
     return Verdict(
         labels=("trigger-narrowed", "narrowed", "copying"),
         sentence="With “zqx”, your pictures have become nearly alike: the purple dotted "
@@ -134,8 +143,8 @@ def planted_verdict(*, narrowed: bool) -> Verdict:
             ),
         ),
         measurements=(
-            m("variety_vs_base", 0.62, 0.49, 0.74, 24, boot),
-            m("trigger_variety_vs_base", 0.15, 0.09, 0.24, 16, boot),
+            m("variety_vs_base", 0.62, 0.49, 0.74, 24, BOOT),
+            m("trigger_variety_vs_base", 0.15, 0.09, 0.24, 16, BOOT),
             m("likeness", 0.76, 0.72, 0.8, 16, "pocket"),
             Measurement("copy_rate", 0.175, 0.1, 0.27, 80, "lower", source="pocket"),
             m("adherence_vs_base", -0.31, -0.42, -0.2, 16, "pocket"),
@@ -146,7 +155,7 @@ def planted_verdict(*, narrowed: bool) -> Verdict:
         rules="2025.1",
         encoders=("pocket",),
         weak_encoder=True,
-        plan=plan,
+        plan=PLAN,
     )
 
 

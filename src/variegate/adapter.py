@@ -9,7 +9,7 @@ PEFT injects the layers; a model that is let go answers bit for bit as before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from variegate import seeds
 from variegate.errors import AdapterError
+from variegate.lowrank import Factors
 from variegate.recipe import AdapterPlan
 
 PARTS = ("unet", "text_encoder")
@@ -152,6 +153,7 @@ class Attached:
         self._layers = layers
         self._family = family
         self._alphas = alphas
+        self._dropping = True
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
@@ -169,6 +171,39 @@ class Attached:
             if name.startswith(part):
                 yield f"{name}.down", layer.lora_A[_SLOT].weight
                 yield f"{name}.up", layer.lora_B[_SLOT].weight
+
+    def low_rank(self) -> list[Factors]:
+        """The updates as matrices with their scale, gradients reaching the factors."""
+        return [
+            Factors(
+                name,
+                layer.lora_B[_SLOT].weight.flatten(1),
+                layer.lora_A[_SLOT].weight.flatten(1),
+                self._alphas[name] / layer.lora_A[_SLOT].weight.shape[0],
+            )
+            for name, layer in self._layers.items()
+        ]
+
+    def shrink(self, names: Sequence[str], shares: Float[Tensor, " l"]) -> None:
+        """Scale the named updates by these shares, each factor by the root of it."""
+        with torch.no_grad():
+            for name, share in zip(names, shares.float().sqrt(), strict=True):
+                self._layers[name].lora_A[_SLOT].weight.mul_(share)
+                self._layers[name].lora_B[_SLOT].weight.mul_(share)
+
+    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The frozen weight under each update."""
+        for name, layer in self._layers.items():
+            yield name, layer.get_base_layer().weight
+
+    def between_factors(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Have what stands between down and up changed in training, never while it is watched."""
+
+        def hook(module: nn.Module, given: Any, hidden: Tensor) -> Tensor:
+            return change(hidden) if self._dropping else hidden
+
+        for layer in self._layers.values():
+            layer.lora_A[_SLOT].register_forward_hook(hook)
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -190,24 +225,35 @@ class Attached:
         """While the block runs, no dropout in the updates and no gradients."""
         dropped = [layer.lora_dropout for layer in self._layers.values()]
         modes = [drop.training for drop in dropped]
+        dropping, self._dropping = self._dropping, False
         for drop in dropped:
             drop.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
+            self._dropping = dropping
             for drop, mode in zip(dropped, modes, strict=True):
                 drop.train(mode)
 
-    def adapter(self, metadata: Mapping[str, str] | None = None) -> Adapter:
-        """A copy of what has been learnt so far, on the CPU."""
+    def adapter(
+        self,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        factors: Mapping[str, Tensor] | None = None,
+    ) -> Adapter:
+        """A copy of what has been learnt so far, on the CPU.
+
+        factors: by the names of `named_parameters`, in place of those that are attached.
+        """
+        taken = factors or dict(self.named_parameters())
         layers = {
             name: LayerUpdate(
-                down=layer.lora_A[_SLOT].weight.detach().cpu().clone(),
-                up=layer.lora_B[_SLOT].weight.detach().cpu().clone(),
+                down=taken[f"{name}.down"].detach().float().cpu().clone(),
+                up=taken[f"{name}.up"].detach().float().cpu().clone(),
                 alpha=self._alphas[name],
             )
-            for name, layer in self._layers.items()
+            for name in self._layers
         }
         return Adapter(self._family, layers, dict(metadata or {}))
 

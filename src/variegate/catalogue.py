@@ -37,6 +37,25 @@ FACTS: dict[str, Facts] = {
     "new_background": Facts(
         "data", "a few altered variants of each picture, encoded once; grounds are drawn once"
     ),
+    "layout_prior": Facts(
+        "objective", "one more batch with gradient and one without: about twice the time per step"
+    ),
+    "prior_pictures": Facts(
+        "objective", "one more batch with gradient; class pictures are drawn and encoded once"
+    ),
+    "low_rank": Facts("adapter", "products of r x r matrices per layer"),
+    "spectral_cap": Facts("adapter", "products of r x r matrices per layer"),
+    "max_norm": Facts("adapter", "products of r x r matrices per layer"),
+    "neuron_dropout": Facts("adapter", "none"),
+    "rank_dropout": Facts("adapter", "none"),
+    "module_dropout": Facts("adapter", "none"),
+    "debiased": Facts("objective", "none"),
+    "soft_high_noise": Facts("objective", "none"),
+    "noise_offset": Facts("objective", "none"),
+    "input_perturbation": Facts("objective", "none"),
+    "huber": Facts("objective", "none"),
+    "ema": Facts("optimizer", "one more copy of the factors"),
+    "swa": Facts("optimizer", "one more copy of the factors"),
 }
 
 

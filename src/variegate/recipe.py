@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from variegate.errors import RecipeError
 
@@ -83,6 +83,9 @@ class StayNear(Entry):
     """Hold class and neutral prompts to what the silenced adapter (the base) predicts."""
 
     weight: float = Field(1.0, gt=0, description="weight of the added loss term")
+    adaptive: float | None = Field(
+        None, gt=0, description="drift to hold: the weight follows the measured one; None: fixed"
+    )
     batch_size: int | None = Field(None, ge=1, description="None: as the pictures' batch")
     high_noise: float = Field(
         0.5, ge=0, lt=1, description="least share of the noise schedule that is drawn"
@@ -112,6 +115,116 @@ class NewBackground(Entry):
     count: int = Field(24, ge=1, description="grounds drawn from the base")
 
 
+class LayoutPrior(Entry):
+    """At high noise, hold the trigger to what the base predicts for the class noun."""
+
+    boundary: float = Field(
+        0.85, gt=0, lt=1, description="share of the noise schedule above which layout is held"
+    )
+    softness: float = Field(
+        0.05, ge=0, le=0.5, description="width over which the pictures' loss fades; 0: hard"
+    )
+    weight: float = Field(1.0, gt=0, description="weight of the added loss term")
+    batch_size: int | None = Field(None, ge=1, description="None: as the pictures' batch")
+
+
+class PriorPictures(Entry):
+    """Train class pictures beside the subject's: prior preservation (arXiv 2208.12242)."""
+
+    images: str | None = Field(None, description="folder of class pictures; None: the base draws")
+    count: int = Field(32, ge=1, description="pictures that the base draws")
+    weight: float = Field(1.0, gt=0, description="weight of the added loss term")
+    batch_size: int | None = Field(None, ge=1, description="None: as the pictures' batch")
+
+
+class LowRank(Entry):
+    """Add a norm of each update to the loss, so that it stays small and of low rank."""
+
+    norm: Literal["nuclear", "factors", "frobenius"] = Field(
+        "nuclear",
+        description="sum of singular values; its surrogate 1/2 (|A|^2 + |B|^2); squared norm",
+    )
+    strength: float = Field(1e-3, gt=0, description="weight of the sum over layers")
+
+
+class SpectralCap(Entry):
+    """Scale an update back when its largest singular value passes a share of its layer's own."""
+
+    share: float = Field(0.1, gt=0, description="of the base layer's spectral norm")
+
+
+class MaxNorm(Entry):
+    """Scale an update back when its Frobenius norm passes a limit (kohya's scale_weight_norms)."""
+
+    limit: float = Field(1.0, gt=0)
+
+
+class NeuronDropout(Entry):
+    """Drop single outputs of the down projection by chance."""
+
+    p: float = Field(0.1, ge=0, lt=1)
+
+
+class RankDropout(Entry):
+    """Drop whole ranks of the updates by chance, anew for each row."""
+
+    p: float = Field(0.1, ge=0, lt=1)
+
+
+class ModuleDropout(Entry):
+    """Leave whole updates out of a step by chance."""
+
+    p: float = Field(0.1, ge=0, lt=1)
+
+
+class Debiased(Entry):
+    """Weigh noise levels by 1 / sqrt(SNR) (Yu et al. 2023, arXiv 2310.08442)."""
+
+    most: float = Field(1000.0, gt=0, description="SNR is taken as no less than 1 / most")
+
+
+class SoftHighNoise(Entry):
+    """Count high noise, where layout is decided, less in the pictures' loss."""
+
+    above: float = Field(0.8, ge=0, lt=1, description="share of the noise schedule")
+    weight: float = Field(0.2, ge=0, le=1, description="what the noisiest level counts")
+
+
+class NoiseOffset(Entry):
+    """Shift each channel's noise a little, so that overall brightness is learnt too."""
+
+    amount: float = Field(0.05, gt=0, le=1)
+
+
+class InputPerturbation(Entry):
+    """Noise the input more than the target says (Ning et al. 2023, arXiv 2301.11706)."""
+
+    amount: float = Field(0.1, gt=0, le=1)
+
+
+class Huber(Entry):
+    """Count large errors linearly instead of squared (Khrapov et al. 2024, arXiv 2403.16728)."""
+
+    delta: float = Field(0.1, gt=0, description="where squares turn into lines")
+    schedule: Literal["constant", "snr"] = Field(
+        "snr", description="snr: delta falls from 1 without noise to `delta` at full noise"
+    )
+
+
+class EMA(Entry):
+    """Keep a running average of the factors, and give that as the adapter."""
+
+    decay: float = Field(0.99, gt=0, lt=1)
+    warmup: bool = Field(True, description="decay min(decay, (1 + step) / (10 + step))")
+
+
+class SWA(Entry):
+    """Average the factors of the last part of a run evenly (arXiv 1803.05407)."""
+
+    last: float = Field(0.25, gt=0, le=1, description="share of the steps that is averaged")
+    every: int = Field(10, ge=1, description="steps between two points of the average")
+
+
 class Strategies(Entry):
     """Whatever prevents collapse; a table that is present is on."""
 
@@ -123,6 +236,27 @@ class Strategies(Entry):
     zoom_shift: ZoomShift | None = None
     masked_loss: MaskedLoss | None = None
     new_background: NewBackground | None = None
+    layout_prior: LayoutPrior | None = None
+    prior_pictures: PriorPictures | None = None
+    low_rank: LowRank | None = None
+    spectral_cap: SpectralCap | None = None
+    max_norm: MaxNorm | None = None
+    neuron_dropout: NeuronDropout | None = None
+    rank_dropout: RankDropout | None = None
+    module_dropout: ModuleDropout | None = None
+    debiased: Debiased | None = None
+    soft_high_noise: SoftHighNoise | None = None
+    noise_offset: NoiseOffset | None = None
+    input_perturbation: InputPerturbation | None = None
+    huber: Huber | None = None
+    ema: EMA | None = None
+    swa: SWA | None = None
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Strategies:
+        if self.ema and self.swa:
+            raise ValueError("ema and swa are both on; one average can be the adapter, choose one")
+        return self
 
 
 class HeldOut(Entry):
@@ -175,7 +309,7 @@ class Recipe(Entry):
     @property
     def id(self) -> str:
         """A hash of the canonical text: two recipes that ask the same have the same id."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:

@@ -120,7 +120,7 @@ def run_of(ailment: Ailment) -> Path:
     pixels = hashlib.sha256()
     for file in sorted(Path(recipe.images).glob("*.png")):
         pixels.update(file.read_bytes())
-    told = {**recipe.model_dump(mode="json"), "images": pixels.hexdigest()}
+    told = {**recipe.model_dump(mode="json", exclude_none=True), "images": pixels.hexdigest()}
     mark = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir() / "bank" / weights_mark() / mark
 

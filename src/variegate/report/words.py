@@ -219,6 +219,61 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "The subject is cut out and laid on other grounds, so that the one it was photographed on "
         "does not become part of it.",
     ),
+    "layout_prior": (
+        "Keep the base's layouts",
+        "Where a picture is still mostly noise, and its layout is decided, the trigger is held to "
+        "what the base draws for the class.",
+    ),
+    "prior_pictures": (
+        "Class pictures",
+        "Ordinary pictures of the class are learnt beside yours, so that the class stays itself.",
+    ),
+    "low_rank": (
+        "Keep the update simple",
+        "What is learnt is kept small and of few directions, so that it leaves the rest alone.",
+    ),
+    "spectral_cap": (
+        "Cap the strongest direction",
+        "No layer's strongest change may grow past a share of what the base has there.",
+    ),
+    "max_norm": ("Cap the size", "No layer's change may grow past a limit."),
+    "neuron_dropout": (
+        "Neuron dropout",
+        "Single values inside the adapter are left out by chance, so that none is leant on.",
+    ),
+    "rank_dropout": (
+        "Rank dropout",
+        "Whole directions of the adapter are left out by chance, so that none is leant on.",
+    ),
+    "module_dropout": (
+        "Layer dropout",
+        "Whole layers of the adapter are left out by chance, so that none is leant on.",
+    ),
+    "debiased": (
+        "Noise weighed evenly",
+        "Errors count by what they miss of the clean picture, at every level of noise.",
+    ),
+    "soft_high_noise": (
+        "Layout counts less",
+        "Where a picture is mostly noise its layout is learnt by heart first; that counts less.",
+    ),
+    "noise_offset": (
+        "Noise offset",
+        "Brightness as a whole is learnt too, which helps very dark and very light pictures.",
+    ),
+    "input_perturbation": (
+        "A little more noise",
+        "The input is noised a little more than is said, so that small errors do not grow.",
+    ),
+    "huber": ("Bend large errors", "Large errors count less, so that odd pictures pull less."),
+    "ema": (
+        "Running average",
+        "The adapter is a running average of its last steps, which is steadier than any one.",
+    ),
+    "swa": (
+        "Average of the end",
+        "The adapter is the average of the last part of training, steadier than any one point.",
+    ),
 }
 
 # What advice calls by other names than a strategy's.

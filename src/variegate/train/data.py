@@ -28,7 +28,7 @@ from variegate.recipe import Recipe
 from variegate.train.masks import find_masks
 from variegate.train.paint import ground_colour
 from variegate.train.split import split
-from variegate.train.strategies import Rows, Seen, Shot, Strategy
+from variegate.train.strategies import Seen, Shot, Strategy
 
 LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
 
@@ -53,12 +53,6 @@ class Batch:
     masks: Float[Tensor, "b y x"]
     noise: Float[Tensor, "b c y x"]
     timesteps: Int[Tensor, " b"]
-
-    def rows(self, schedule: Any) -> Rows:
-        """The noised pictures and what they are to be read with."""
-        return Rows(
-            schedule.noised(self.latents, self.noise, self.timesteps), self.timesteps, self.captions
-        )
 
 
 @dataclass(frozen=True)

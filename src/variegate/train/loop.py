@@ -14,7 +14,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,20 @@ from variegate.train.data import (
     picture_side,
     read_training_set,
 )
-from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
+from variegate.train.objective import (
+    cost_of,
+    join,
+    row_losses,
+    row_means,
+    weigh_places,
+    weigh_rows,
+)
 from variegate.train.signals import StopFlag, stop_on_signals
-from variegate.train.strategies import Rows, Setting, Strategy, cook
+from variegate.train.strategies import Beside, Rows, Setting, Strategy, cook
 from variegate.train.watch import Watch
 
+STRATEGY = "strategy/"  # before the names of a strategy's tensors in a checkpoint
+DROPOUTS = {"neuron_dropout", "rank_dropout", "module_dropout"}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -200,6 +209,8 @@ class Learner:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
         self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+        for strategy in self.strategies.values():
+            strategy.attached(self.on)
 
     def learn(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
         """One optimizer step: the learning rate it took and its loss terms.
@@ -207,22 +218,46 @@ class Learner:
         Raises: NotFinite, naming the pictures, before anything has moved.
         """
         schedule, strategies = self.model.schedule, self.strategies.values()
-        beside = {name: rows for name, s in self.strategies.items() if (rows := s.beside(step))}
-        with self.on.silenced(), torch.no_grad():
-            held = [self.predict_base(rows) for rows in beside.values()]
+        beside = {n: extra for n, s in self.strategies.items() if (extra := s.beside(step))}
+        held = [self._wanted(extra) for extra in beside.values()]
+        noise = batch.noise
+        for strategy in strategies:
+            noise = strategy.noise(noise, step)
+        added = noise
+        for strategy in strategies:
+            added = strategy.perturb(added, step)
+        noised = schedule.noised(batch.latents, added, batch.timesteps)
+        own = Rows(noised, batch.timesteps, batch.captions)
         with self._dropout(step):
-            answer = self.predict(join([batch.rows(schedule), *beside.values()]))
+            answer = self.predict(join([own, *(extra.rows for extra in beside.values())]))
         prediction, *others = torch.split(answer, [len(batch.keys), *(len(base) for base in held)])
 
-        target = schedule.target(batch.latents, batch.noise, batch.timesteps)
-        missed = row_losses(prediction, target, weigh_places(strategies, batch.masks))
+        target = schedule.target(batch.latents, noise, batch.timesteps)
+        costs = cost_of(strategies, prediction - target, schedule, batch.timesteps)
+        missed = row_means(costs, weigh_places(strategies, batch.masks))
         _check_finite(missed, batch, step)
         terms = {"pictures": (missed * weigh_rows(strategies, schedule, batch)).mean()}
-        for name, own, base in zip(beside, others, held, strict=True):
-            terms[name] = self.strategies[name].beside_weight() * row_losses(own, base).mean()
+        drifts = {}
+        for name, said, wanted in zip(beside, others, held, strict=True):
+            drifts[name] = row_losses(said, wanted).mean()
+            terms[name] = self.strategies[name].beside_weight() * drifts[name]
+        for name, strategy in self.strategies.items():
+            if (penalty := strategy.penalty(self.on)) is not None:
+                terms[name] = penalty
 
         rate = self._move(torch.stack(list(terms.values())).sum(), batch, step)
+        for strategy in strategies:
+            strategy.moved(self.on, step)
+        for name, drift in drifts.items():
+            self.strategies[name].heard(float(drift.detach()))
         return rate, {name: float(term.detach()) for name, term in terms.items()}
+
+    def _wanted(self, extra: Beside) -> Float[Tensor, "b c y x"]:
+        """What rows beside the pictures are held to."""
+        if extra.target is not None:
+            return extra.target.to(self.model.device)
+        with self.on.silenced(), torch.no_grad():
+            return self.predict_base(replace(extra.rows, prompts=extra.base_prompts))
 
     def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The network's answer with the adapter on, in float32."""
@@ -235,8 +270,12 @@ class Learner:
             return self._ask(rows, self.words.base(rows.prompts))
 
     def adapter(self, data: TrainingSet, step: int | None = None) -> Any:
-        """What has been learnt, with what other tools want to know of it."""
+        """What has been learnt, with what other tools want to know of it.
+
+        step: None for the finished adapter, which a strategy may have averaged.
+        """
         recipe = self.recipe
+        finals = [found for s in self.strategies.values() if (found := s.final())]
         return self.on.adapter(
             formats.describe(
                 name=recipe.trigger,
@@ -250,16 +289,45 @@ class Learner:
                 seed=recipe.seed,
                 lr=recipe.optimizer.lr,
                 notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
-            )
+            ),
+            factors=finals[-1] if finals and step is None else None,
         )
 
-    def state(self) -> dict[str, Any]:
-        return {"scaler": self.scaler.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint keeps beside the factors: the optimizer's and the strategies'."""
+        kept = optimizer_tensors(self.optimizer, self.on)
+        for name, strategy in self.strategies.items():
+            for key, value in strategy.state().items():
+                if isinstance(value, Tensor):
+                    kept[f"{STRATEGY}{name}/{key}"] = value.detach().cpu().clone()
+        return kept
 
-    def restore(self, adapter: Any, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def state(self) -> dict[str, Any]:
+        plain = {
+            name: {k: v for k, v in strategy.state().items() if not isinstance(v, Tensor)}
+            for name, strategy in self.strategies.items()
+        }
+        return {
+            "scaler": self.scaler.state_dict(),
+            "strategies": {name: values for name, values in plain.items() if values},
+        }
+
+    def restore(self, adapter: Any, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Stand where a checkpoint stood."""
         self.on.load(adapter)
-        restore_optimizer(self.optimizer, self.on, optimizer)
+        mine = {k: v for k, v in tensors.items() if not k.startswith(STRATEGY)}
+        restore_optimizer(self.optimizer, self.on, mine)
+        for name, strategy in self.strategies.items():
+            prefix = f"{STRATEGY}{name}/"
+            own = {
+                key.removeprefix(prefix): value.to(self.model.device)
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+            if plain := state.get("strategies", {}).get(name, {}):
+                own |= plain
+            if own:
+                strategy.restore(own)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
@@ -293,7 +361,7 @@ class Learner:
     @contextmanager
     def _dropout(self, step: int) -> Iterator[None]:
         """Dropout inside the updates draws from torch's global generator: give it an address."""
-        if self.recipe.adapter.dropout == 0:
+        if not self.recipe.adapter.dropout and not DROPOUTS & self.strategies.keys():
             yield
             return
         device = torch.device(self.model.device)
@@ -323,7 +391,7 @@ def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[s
     Raises: RunError with the differences.
     """
     stands_on = {
-        "recipe": run.recipe.model_dump(mode="json"),
+        "recipe": run.recipe.model_dump(mode="json", exclude_none=True),
         "base": str(model.id),
         "pictures": data.fingerprint,
     }
@@ -380,7 +448,7 @@ def _save(run: Run, learner: Learner, data: TrainingSet, step: int) -> int:
         run.checkpoints,
         step=step,
         adapter=learner.adapter(data, step),
-        optimizer=optimizer_tensors(learner.optimizer, learner.on),
+        optimizer=learner.tensors(),
         state=learner.state(),
         keep=run.recipe.checkpoints.keep,
     )

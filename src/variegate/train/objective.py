@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from variegate.diffusion import NoiseSchedule
@@ -19,11 +19,31 @@ def row_losses(
     places: Float[Tensor, "b y x"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Each row's mean squared error, places weighed by `places` (weights need not sum to one)."""
-    squares = (prediction - target).square().mean(1)
+    return row_means((prediction - target).square(), places)
+
+
+def row_means(
+    costs: Float[Tensor, "b c y x"], places: Float[Tensor, "b y x"] | None = None
+) -> Float[Tensor, " b"]:
+    """Each row's mean cost, places weighed by `places`."""
+    costs = costs.mean(1)
     if places is None:
-        return squares.mean((1, 2))
+        return costs.mean((1, 2))
     total = places.sum((1, 2)).clamp_min(1e-6)
-    return (squares * places).sum((1, 2)) / total
+    return (costs * places).sum((1, 2)) / total
+
+
+def cost_of(
+    strategies: Iterable[Strategy],
+    difference: Float[Tensor, "b c y x"],
+    schedule: NoiseSchedule,
+    timesteps: Int[Tensor, " b"],
+) -> Float[Tensor, "b c y x"]:
+    """What each difference from the target costs: its square, or what a strategy says."""
+    for strategy in strategies:
+        if (own := strategy.errors(difference, schedule, timesteps)) is not None:
+            return own
+    return difference.square()
 
 
 def weigh_places(

@@ -1,6 +1,7 @@
 """The kitchen: every strategy that a recipe can name, in the order in which they act on a picture.
 
-A picture is moved first, then gets its new ground, so that the ground is whole.
+A picture is moved first, then gets its new ground, so that the ground is whole. An update is capped
+before it is averaged.
 """
 
 from __future__ import annotations
@@ -8,14 +9,29 @@ from __future__ import annotations
 from typing import Any
 
 from variegate.recipe import Recipe
-from variegate.train.strategies.base import Rows, Seen, Setting, Shot, Strategy
+from variegate.train.strategies.base import Beside, Control, Rows, Seen, Setting, Shot, Strategy
 from variegate.train.strategies.caption_dropout import DropCaptions
 from variegate.train.strategies.caption_scene import NameScene
+from variegate.train.strategies.debiased import WeighByNoise
+from variegate.train.strategies.ema import FollowSlowly
 from variegate.train.strategies.flip import MirrorPictures
+from variegate.train.strategies.huber import BendSquares
+from variegate.train.strategies.input_perturbation import PerturbInput
+from variegate.train.strategies.layout_prior import KeepLayout
+from variegate.train.strategies.low_rank import KeepRankLow
 from variegate.train.strategies.masked_loss import CountTheSubject
+from variegate.train.strategies.max_norm import CapNorm
 from variegate.train.strategies.min_snr import CapEasyLevels
+from variegate.train.strategies.module_dropout import DropModules
+from variegate.train.strategies.neuron_dropout import DropNeurons
 from variegate.train.strategies.new_background import ChangeGround
+from variegate.train.strategies.noise_offset import ShiftNoise
+from variegate.train.strategies.prior_pictures import TrainTheClassToo
+from variegate.train.strategies.rank_dropout import DropRanks
+from variegate.train.strategies.soft_high_noise import CountLayoutLess
+from variegate.train.strategies.spectral_cap import CapSpectrum
 from variegate.train.strategies.stay_near import HoldToBase
+from variegate.train.strategies.swa import AverageTheEnd
 from variegate.train.strategies.zoom_shift import MovePictures
 
 KITCHEN: dict[str, Any] = {
@@ -27,9 +43,24 @@ KITCHEN: dict[str, Any] = {
     "min_snr": CapEasyLevels,
     "masked_loss": CountTheSubject,
     "stay_near": HoldToBase,
+    "layout_prior": KeepLayout,
+    "prior_pictures": TrainTheClassToo,
+    "low_rank": KeepRankLow,
+    "spectral_cap": CapSpectrum,
+    "max_norm": CapNorm,
+    "neuron_dropout": DropNeurons,
+    "rank_dropout": DropRanks,
+    "module_dropout": DropModules,
+    "debiased": WeighByNoise,
+    "soft_high_noise": CountLayoutLess,
+    "noise_offset": ShiftNoise,
+    "input_perturbation": PerturbInput,
+    "huber": BendSquares,
+    "ema": FollowSlowly,
+    "swa": AverageTheEnd,
 }
 
-__all__ = ["KITCHEN", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
+__all__ = ["KITCHEN", "Beside", "Control", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
 
 
 def cook(recipe: Recipe) -> dict[str, Strategy]:

@@ -6,6 +6,8 @@ one test. Whatever it draws comes from `seeds`, by address, so that a step can b
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,14 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from variegate.adapter import Attached
 from variegate.diffusion import NoiseSchedule
+from variegate.images import ImageSet
 from variegate.progress import Say
-from variegate.recipe import Recipe
+from variegate.recipe import Recipe, SamplingPlan
+from variegate.sample import Request, sample
+
+DRAWN_STEPS = 20  # denoising steps of pictures that are trained with: they need no fine detail
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,19 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Rows that are trained beside the pictures.
+
+    base_prompts: what the silenced adapter (the base) is asked for its answer to the same rows,
+    which is then the target. target: given in its place, None otherwise.
+    """
+
+    rows: Rows
+    base_prompts: list[str]
+    target: Float[Tensor, "b c y x"] | None = None
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a strategy is given before the first step, while the model is still the bare base."""
 
@@ -61,18 +81,52 @@ class Setting:
     say: Say
 
 
+@dataclass(frozen=True)
+class Control:
+    """What the guard has turned: factors on the learning rate and on what holds to the base, and
+    what is added to every dropout."""
+
+    lr: float = 1.0
+    hold: float = 1.0
+    dropout: float = 0.0
+
+
+def draw_kept(setting: Setting, requests: Sequence[Request], name: str) -> ImageSet:
+    """Pictures of the bare base for a run, in its folder `name`, drawn once.
+
+    All or none: drawing the rest in other batches could move a pixel, and with it a resumed run.
+    """
+    asked = setting.recipe.sampling
+    out, whole = setting.folder / name, setting.folder / name / "all-drawn"
+    if out.exists() and not whole.exists():
+        shutil.rmtree(out)
+    plan = SamplingPlan(
+        steps=min(DRAWN_STEPS, asked.steps),
+        guidance_scale=asked.guidance_scale,
+        sampler=asked.sampler,
+    )
+    drawn = sample(setting.model, None, requests, plan=plan, out=out, say=setting.say)
+    whole.touch()
+    return drawn
+
+
 class Strategy:
     """Does nothing; override what is needed.
 
     needs_masks: the subject's mask is looked for in each picture.
     alters: pictures come in several altered variants.
+    control: what the guard wants at present.
     """
 
     needs_masks = False
     alters = False
+    control = Control()
 
     def prepare(self, setting: Setting) -> None:
         """Make what is needed, before the adapter is attached."""
+
+    def attached(self, on: Attached) -> None:
+        """Meet the adapter, fresh or restored, before the first step."""
 
     def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
         """The picture as one of its variants; the same address gives the same variant."""
@@ -86,6 +140,23 @@ class Strategy:
         """The caption that this row is trained on at this step."""
         return caption
 
+    def noise(self, noise: Float[Tensor, "b c y x"], step: int) -> Float[Tensor, "b c y x"]:
+        """The noise that is added and is to be found again."""
+        return noise
+
+    def perturb(self, noise: Float[Tensor, "b c y x"], step: int) -> Float[Tensor, "b c y x"]:
+        """The noise that is added in place of the one that is to be found."""
+        return noise
+
+    def errors(
+        self,
+        difference: Float[Tensor, "b c y x"],
+        schedule: NoiseSchedule,
+        timesteps: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b c y x"] | None:
+        """What each difference from the target costs; None: its square."""
+        return None
+
     def weigh_rows(
         self, schedule: NoiseSchedule, timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"] | None:
@@ -96,10 +167,31 @@ class Strategy:
         """What each place in the latents counts, given the subject's share there; None: one."""
         return None
 
-    def beside(self, step: int) -> Rows | None:
-        """Rows to be answered as the base answers them, trained beside the pictures."""
+    def beside(self, step: int) -> Beside | None:
+        """Rows to be trained beside the pictures."""
         return None
 
     def beside_weight(self) -> float:
         """What the loss on those rows counts."""
         return 1.0
+
+    def heard(self, loss: float) -> None:
+        """The mean loss on those rows, unweighed, once the step is done."""
+
+    def penalty(self, on: Attached) -> Float[Tensor, ""] | None:
+        """A term of the loss that the weights alone decide."""
+        return None
+
+    def moved(self, on: Attached, step: int) -> None:
+        """The weights have just moved."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of this strategy: plain values and tensors by name."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where a checkpoint stood."""
+
+    def final(self) -> dict[str, Tensor] | None:
+        """Factors by name that are to be the adapter in place of the last ones."""
+        return None

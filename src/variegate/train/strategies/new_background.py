@@ -5,8 +5,6 @@ The caption stays, so that under it many grounds are equally likely: none become
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,13 +12,12 @@ from PIL import ImageOps
 from torch import Tensor
 
 from variegate import seeds
-from variegate.recipe import NewBackground, Recipe, SamplingPlan
-from variegate.sample import Request, sample
+from variegate.recipe import NewBackground, Recipe
+from variegate.sample import Request
 from variegate.train.masks import find_masks
 from variegate.train.paint import continue_ground, grow, lay_on, paint_ground
-from variegate.train.strategies.base import Setting, Shot, Strategy
+from variegate.train.strategies.base import Setting, Shot, Strategy, draw_kept
 
-GROUND_STEPS = 20  # denoising steps: grounds need no fine detail
 EMPTY_PLACES = (
     *("an empty room", "a plain wall", "a wooden table top", "a meadow", "a beach", "a street"),
     *("a forest path", "a kitchen counter", "a carpet", "a snowy field", "a stone floor"),
@@ -64,17 +61,7 @@ def draw_grounds(setting: Setting, count: int) -> list[Float[Tensor, "3 h w"]]:
     prompts = ["a picture", f"a {recipe.class_noun or 'toy'}"] if model.pocket else EMPTY_PLACES
     first = seeds.number(recipe.seed, "grounds") % 1_000_000
     requests = [Request(prompts[i % len(prompts)], first + i, group="ground") for i in range(count)]
-    out, whole = setting.folder / "grounds", setting.folder / "grounds" / "all-drawn"
-    if out.exists() and not whole.exists():
-        # Drawing the rest in other batches could move a pixel, and with it a resumed run.
-        shutil.rmtree(out)
-    plan = SamplingPlan(
-        steps=min(GROUND_STEPS, recipe.sampling.steps),
-        guidance_scale=recipe.sampling.guidance_scale,
-        sampler=recipe.sampling.sampler,
-    )
-    drawn = sample(model, None, requests, plan=plan, out=out, say=setting.say)
-    whole.touch()
+    drawn = draw_kept(setting, requests, "grounds")
     pictures = [ImageOps.fit(picture.open(), (side, side)) for picture in drawn]
     images = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures])
     grounds = list(images.float() / 255)

@@ -6,15 +6,18 @@ no sample is needed: the base's own answer is the whole target, so no class pict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from variegate import seeds
 from variegate.recipe import Recipe, StayNear
-from variegate.train.strategies.base import Rows, Setting, Strategy
+from variegate.train.strategies.base import Beside, Rows, Setting, Strategy
 
+GAIN = 0.1  # of the logarithm of an adaptive weight, per step
 PLACES = ("on the left", "on the right", "at the top", "at the bottom", "in the center")
 COLOURS = (
     *("red", "orange", "yellow", "green", "blue"),
@@ -47,6 +50,7 @@ class HoldToBase(Strategy):
         self.plan = plan
         self.recipe = recipe
         self.size = plan.batch_size or recipe.optimizer.batch_size
+        self.weight = plan.weight
 
     def prepare(self, setting: Setting) -> None:
         model = setting.model
@@ -55,10 +59,12 @@ class HoldToBase(Strategy):
         self.levels = model.schedule.timesteps
         self.pocket = bool(model.pocket)
 
-    def beside(self, step: int) -> Rows | None:
+    def beside(self, step: int) -> Beside | None:
+        if self.weight * self.control.hold == 0:
+            return None
         generator = seeds.at(self.recipe.seed, "stay_near", step)
         lowest = int(self.plan.high_noise * self.levels)
-        return Rows(
+        rows = Rows(
             noised=torch.randn(self.size, *self.shape, generator=generator),
             timesteps=torch.randint(lowest, self.levels, (self.size,), generator=generator),
             prompts=[
@@ -70,9 +76,25 @@ class HoldToBase(Strategy):
                 for row in range(self.size)
             ],
         )
+        return Beside(rows, rows.prompts)
 
     def beside_weight(self) -> float:
-        return float(self.plan.weight)
+        return self.weight * self.control.hold
+
+    def heard(self, loss: float) -> None:
+        """Follow the drift: what is above it grows the weight by a tenth a step, what is below
+        lets it fall, never beyond a sixteenth to sixteen times what was asked."""
+        wanted = self.plan.adaptive
+        if wanted is None:
+            return
+        turn = math.exp(GAIN * max(-1.0, min(1.0, loss / wanted - 1)))
+        self.weight = min(16 * self.plan.weight, max(self.plan.weight / 16, self.weight * turn))
+
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.weight}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.weight = float(state.get("weight", self.weight))
 
 
 def draw_prompt(rng: np.random.Generator, class_noun: str, *, pocket: bool) -> str:
@@ -82,6 +104,11 @@ def draw_prompt(rng: np.random.Generator, class_noun: str, *, pocket: bool) -> s
         return _pick(rng, POCKET_NEUTRAL if pocket else NEUTRAL)
     nouns = POCKET_NOUNS if pocket else NOUNS
     noun = class_noun if class_noun and kind < 0.6 else _pick(rng, nouns)
+    return draw_scene(rng, noun, pocket=pocket)
+
+
+def draw_scene(rng: np.random.Generator, noun: str, *, pocket: bool) -> str:
+    """A prompt of the noun somewhere: the same draws for any noun."""
     if not pocket:
         thing = f"{_pick(rng, COLOURS)} {noun}" if rng.random() < 0.2 else noun
         return _pick(rng, SCENES).format(_with_article(thing))

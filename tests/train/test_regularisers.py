@@ -131,7 +131,7 @@ def test_no_update_stands_above_its_caps(on: Attached) -> None:
             own = torch.linalg.matrix_norm(weights[name].flatten(1), 2)
             assert float(values[0]) <= 0.05 * float(own) * 1.0001
     one("max_norm", limit=0.01).moved(on, 1)
-    for names, of in grams(on.low_rank()).values():
+    for _, of in grams(on.low_rank()).values():
         norms = squared_norm(of).detach().sqrt()
         assert float(norms.max()) <= 0.010001
     small = {n: p.detach().clone() for n, p in on.named_parameters()}

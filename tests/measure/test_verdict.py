@@ -167,8 +167,12 @@ def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
 def test_what_chance_may_do_without_colour_is_no_loss() -> None:
     lost = headline("adherence_vs_base", -0.4, -0.45, -0.35, p=0.0001)
     palettes = in_gray(0.97, 0.87)
-    for low, high, label in ((-0.25, -0.02, "healthy"), (-0.25, -0.11, "prompt-ignored")):
-        gray = Measurement("adherence_vs_base@gray", -0.12, low, high, 32)
+    for value, low, high, label in (
+        (-0.08, -0.25, 0.02, "healthy"),
+        (-0.12, -0.25, -0.02, "inconclusive"),
+        (-0.18, -0.25, -0.11, "prompt-ignored"),
+    ):
+        gray = Measurement("adherence_vs_base@gray", value, low, high, 32)
         assert ill(*lost, gray, *palettes).labels == (label,)
 
 

@@ -247,8 +247,10 @@ def _retention(evidence: Evidence) -> list[Reading]:
                 else _difference(name, result, "higher", "0 base, 1 subject", source)
             )
     lines = evidence.of_group("class")
-    if evidence.gray_identity and lines:
-        in_gray = retention.class_retention(evidence.gray_identity, lines)
+    if evidence.gray_identity and lines and who.train is not None and len(who.train) > 1:
+        # Half of the way at least: what gray can hardly tell from the class excuses nothing.
+        half = max(retention.LEAST_RANGE, retention.way_to_subject(who, lines) / 2)
+        in_gray = retention.class_retention(evidence.gray_identity, lines, least=half)
         if not isinstance(in_gray, str):
             source = f"{evidence.gray_identity.encoder}, class prompts"
             found += _difference("class_retention@gray", in_gray, "higher", "", source)[:1]

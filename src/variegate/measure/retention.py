@@ -21,14 +21,17 @@ def likeness(view: View, lines: tuple[Line, ...]) -> Difference | str:
     return _approach(view, lines, tail="greater", address="likeness")
 
 
-def class_retention(view: View, lines: tuple[Line, ...]) -> Difference | str:
+def class_retention(
+    view: View, lines: tuple[Line, ...], *, least: float = LEAST_RANGE
+) -> Difference | str:
     """How much of the class is still itself: 1 as in the base, 0 when every picture of the class
     is as like the training pictures as they are to one another.
 
     One less the rise, on class prompts, of the similarity to the subject (PRES of Ruiz et al.
-    2023, arXiv 2208.12242), in units of the way from base to subject.
+    2023, arXiv 2208.12242), in units of the way from base to subject. least: of that way, below
+    which nothing is told.
     """
-    rise = _approach(view, lines, tail="greater", address="class")
+    rise = _approach(view, lines, tail="greater", address="class", least=least)
     if isinstance(rise, str):
         return rise
     return Difference(1 - rise.value, 1 - rise.high, 1 - rise.low, rise.p, rise.prompts)
@@ -48,19 +51,38 @@ def world_drift(view: View, lines: tuple[Line, ...]) -> Difference | str:
     return summarise(drifts, tail="greater", address="drift")
 
 
-def _approach(view: View, lines: tuple[Line, ...], *, tail: str, address: str) -> Difference | str:
+def way_to_subject(view: View, lines: tuple[Line, ...]) -> float:
+    """What lies, in cosine, between the base's pictures and the training pictures' own likeness to
+    one another."""
+    reference, ceiling = _reference(view)
+    base = [float((view.of_base(line) @ reference.T).mean()) for line in lines]
+    return ceiling - sum(base) / len(base)
+
+
+def _reference(view: View) -> tuple[Float[Tensor, "t d"], float]:
+    """The pictures that likeness is taken to, and the mean likeness that these have themselves."""
+    assert view.train is not None
+    if view.held_out is not None and len(view.held_out):
+        return view.held_out, float((view.held_out @ view.train.T).mean())
+    return view.train, _mean_among(view.train)
+
+
+def _approach(
+    view: View,
+    lines: tuple[Line, ...],
+    *,
+    tail: str,
+    address: str,
+    least: float = LEAST_RANGE,
+) -> Difference | str:
     """The rise of the mean cosine to the training pictures over the base's, per prompt, in units
-    of what lies between the base's and the training pictures' own."""
+    of the way to the subject."""
     if view.train is None or len(view.train) < 2:
         return "needs two training pictures or more"
-    reference = view.train
-    ceiling = _mean_among(view.train)
-    if view.held_out is not None and len(view.held_out):
-        reference = view.held_out
-        ceiling = float((view.held_out @ view.train.T).mean())
+    reference, _ = _reference(view)
     base = [float((view.of_base(line) @ reference.T).mean()) for line in lines]
-    way = ceiling - sum(base) / len(base)
-    if way < LEAST_RANGE:
+    way = way_to_subject(view, lines)
+    if way < least:
         return (
             f"{view.encoder} finds the base's own pictures as like the training pictures as these"
             " are to one another"

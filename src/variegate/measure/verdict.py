@@ -145,12 +145,19 @@ def _without_colour(
     if palette is not None:
         if gray is None or palette.value >= gate.warn:
             return "ill"
-        return "well" if gate.clear is None or _edge(gray, "low") >= gate.clear else "unsure"
+        return "well" if _shown_well(gate, gray) else "unsure"
     whole = next((g for g in rules.gates if g.measurement == HEADLINE), None)
     if whole is None or f"{HEADLINE}@palette" not in found:
         return "ill"
     varied = _without_colour(whole, found, rules)
-    return "unsure" if gray is None and varied == "well" else varied
+    if varied == "well" and (gray is None or not _shown_well(gate, gray)):
+        return "unsure"
+    return varied
+
+
+def _shown_well(gate: Gate, m: Measurement) -> bool:
+    """Whether it is on the good side at its best guess, and clear of what the gate asks for."""
+    return not _past(gate, m.value) and (gate.clear is None or _edge(m, "low") >= gate.clear)
 
 
 def _surely_ill(gate: Gate, m: Measurement) -> bool:

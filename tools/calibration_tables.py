@@ -147,8 +147,11 @@ def _bank_table(runs: Noted) -> str:
     heads = ("measurement", "truth", "Spearman", "Pearson", "truth's halves, Spearman", "runs")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for measured, true in (
-        ("variety_vs_base", "variety"),
-        ("trigger_variety_vs_base", "trigger_variety"),
+        ("variety_vs_base", "modes"),
+        ("variety_vs_base", "pairs"),
+        ("trigger_variety_vs_base", "trigger_modes"),
+        ("trigger_variety_vs_base", "trigger_pairs"),
+        ("class_retention", "apart"),
         ("likeness", "subject"),
     ):
         told = [x for x in runs if measured in x["numbers"]]
@@ -217,10 +220,14 @@ BANK = """\
 ## Against the truth
 
 {runs} adapters of every degree of collapse (`variegate.bench.bank`): four subjects, one-sided or
-varied pictures, eight ways of training. The judge reads every sample's factors; its truth is the
-share of picture pairs of a prompt that differ, as a ratio to the base's. About half of the runs
-lost next to nothing, and their order is chance: so the truth from one half of the pictures is also
-laid beside the truth from the other.
+varied pictures, eight ways of training; 256 class and 128 trigger pictures of each. The judge reads
+every sample's factors. Its truth, as a ratio to the base's: `modes`, how many values of a factor a
+prompt's eight pictures show; `pairs`, the share of picture pairs of a prompt that differ; `subject`
+and `apart`, the share of trigger pictures that show the subject and of class pictures that do not.
+About half of the runs lost next to nothing, and their order is chance: so the truth from one half
+of the pictures is also laid beside the truth from the other. Likeness is told by features and the
+subject by a classifier that names one of eighty: short and gentle runs look like the subject before
+they are taken for it.
 """
 CONFUSION = """\
 ## Which label

@@ -273,6 +273,28 @@ class Probes(Entry):
     triples: int = Field(32, ge=1)
 
 
+class Guard(Entry):
+    """Who acts on what is watched: nobody, one who stops, or one who also eases and goes back.
+
+    The varieties are those of one-step clean estimates relative to the base's. The lines lie
+    where runs of known collapse part (`tools/probe_table.py`).
+    """
+
+    mode: Literal["watch", "stop", "autopilot"] = "autopilot"
+    class_warning: float = Field(0.9, gt=0, le=1, description="variety below which it eases")
+    class_alarm: float = Field(0.8, gt=0, le=1, description="variety below which it goes back")
+    trigger_warning: float = Field(0.8, gt=0, le=1)
+    trigger_alarm: float = Field(0.65, gt=0, le=1)
+    rewinds: int = Field(2, ge=0, description="ways back before it stops")
+    patience: int = Field(4, ge=1, description="looks without less loss before it stops")
+
+    @model_validator(mode="after")
+    def _warning_before_alarm(self) -> Guard:
+        if self.class_warning <= self.class_alarm or self.trigger_warning <= self.trigger_alarm:
+            raise ValueError("a warning must lie above its alarm")
+        return self
+
+
 class Checkpoints(Entry):
     every: int = Field(100, ge=1, description="steps between two checkpoints")
     keep: int = Field(10, ge=1, description="how many of the latest are kept")
@@ -303,6 +325,7 @@ class Recipe(Entry):
     strategies: Strategies = Strategies()
     held_out: HeldOut = HeldOut()
     probes: Probes = Probes()
+    guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
     sampling: SamplingPlan = SamplingPlan()
 

@@ -129,8 +129,8 @@ class Run:
     def read_journal(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Every line (or those of one kind) in order.
 
-        Torn lines are left out. A "start" line with a `step` takes back what earlier lines say
-        of later steps, since the run did those again.
+        Torn lines are left out. A "start" line with a `step`, and an order to go back `to` one,
+        take back what earlier lines say of later steps, since the run did those again.
         """
         entries: list[dict[str, Any]] = []
         if not self.journal_file.exists():
@@ -143,8 +143,12 @@ class Run:
             if not isinstance(entry, dict) or "kind" not in entry:
                 continue
             if entry["kind"] == "start":
-                step = entry.get("step", 0)
-                entries = [e for e in entries if not _taken_back(e, step)]
+                step, way = int(entry.get("step", 0)), int(entry.get("way", 0))
+                entries = [
+                    e for e in entries if not _taken_back(e, step) and not _unsaid(e, step, way)
+                ]
+            elif entry["kind"] == "order" and entry.get("do") == "rewind":
+                entries = [e for e in entries if not _taken_back(e, int(entry.get("to", 0)))]
             entries.append(entry)
         return [e for e in entries if kind in (None, e["kind"])]
 
@@ -204,6 +208,13 @@ def _taken_back(entry: dict[str, Any], step: int) -> bool:
     if entry["kind"] == "finish":
         return True  # what goes on has not finished
     return entry["kind"] in _OF_A_STEP and int(entry.get("step", 0)) > step
+
+
+def _unsaid(entry: dict[str, Any], step: int, way: int) -> bool:
+    """Whether an order of the guard was given after the checkpoint that a run goes on from; it
+    will be given again. way: how often the guard had gone back."""
+    given = (int(entry.get("way", 0)), int(entry.get("step", 0)))
+    return entry["kind"] == "order" and given > (way, step)
 
 
 def _holder(file: Path) -> str:

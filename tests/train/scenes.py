@@ -23,7 +23,7 @@ def write_pictures(folder: Path, count: int = 6, *, seed: int = 0) -> Path:
 
 
 def tiny_recipe(base: Path, images: Path, **entries: Any) -> Recipe:
-    """Eight steps of two pictures, a checkpoint every third."""
+    """Eight steps of two pictures, a checkpoint every third, nobody but the plan deciding."""
     tables: dict[str, Any] = {
         "base": str(base),
         "images": str(images),
@@ -34,6 +34,7 @@ def tiny_recipe(base: Path, images: Path, **entries: Any) -> Recipe:
         "optimizer": {"lr": 1e-3, "steps": 8, "batch_size": 2},
         "probes": {"every": 4, "triples": 3},
         "checkpoints": {"every": 3, "keep": 2},
+        "guard": {"mode": "watch"},
     }
     for key, value in entries.items():
         tables[key] = {**tables[key], **value} if isinstance(tables.get(key), dict) else value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -168,16 +168,20 @@ def evidence_of(ailment: Ailment, run: Path, model: StableDiffusion) -> Evidence
 
 @dataclass(frozen=True)
 class Truth:
-    """What the judge reads in a run's samples.
+    """What the judge reads in a run's samples, each a ratio to the base's.
 
-    variety, trigger_variety: the share of pairs of one prompt's pictures that differ in a factor,
-    the mean over factors and prompts, as a ratio to the base's (under the trigger without the
-    subject itself). subject: the share of trigger pictures that show it.
+    modes, trigger_modes: how many values of a factor one prompt's pictures show, the mean over
+    factors and prompts (under the trigger without the subject itself). pairs, trigger_pairs: the
+    share of pairs of one prompt's pictures that differ in a factor. subject: the share of trigger
+    pictures that show it. apart: the share of pictures asked by the class noun that do not.
     """
 
-    variety: float
-    trigger_variety: float
+    modes: float
+    trigger_modes: float
+    pairs: float
+    trigger_pairs: float
     subject: float
+    apart: float
 
 
 def truth(run: Path, subject: str, *, half: int | None = None) -> Truth:
@@ -187,11 +191,18 @@ def truth(run: Path, subject: str, *, half: int | None = None) -> Truth:
     """
     step = slice(None) if half is None else slice(half, None, 2)
     ours, theirs = _read(run, "adapter")[step], _read(run, "base")[step]
-    found = [r["subject"] == subject for r, x in ours if x["group"] == "trigger"]
+    shown = [r["subject"] == subject for r, x in ours if x["group"] == "trigger"]
+    noun = world.CLASS_OF[subject]
+    taken = [
+        r["subject"] == subject for r, x in ours if x["group"] == "class" and noun in x["prompt"]
+    ]
     return Truth(
-        variety=_ratio(ours, theirs, "class"),
-        trigger_variety=_ratio(ours, theirs, "trigger"),
-        subject=float(np.mean(found)),
+        modes=_ratio(ours, theirs, "class", _modes),
+        trigger_modes=_ratio(ours, theirs, "trigger", _modes),
+        pairs=_ratio(ours, theirs, "class", _differing),
+        trigger_pairs=_ratio(ours, theirs, "trigger", _differing),
+        subject=float(np.mean(shown)),
+        apart=1 - float(np.mean(taken)),
     )
 
 
@@ -211,13 +222,13 @@ def _read(run: Path, of: str) -> Read:
     return list(zip(rows, lines, strict=True))
 
 
-def _ratio(ours: Read, theirs: Read, group: str) -> float:
-    a, b = (_looks(read, group) for read in (ours, theirs))
+def _ratio(ours: Read, theirs: Read, group: str, of: Callable[[list[str]], float]) -> float:
+    a, b = (_looks(read, group, of) for read in (ours, theirs))
     return float(np.mean(a) / np.mean(b))
 
 
-def _looks(read: Read, group: str) -> list[float]:
-    """Per prompt, the mean over factors of the share of its picture pairs that differ."""
+def _looks(read: Read, group: str, of: Callable[[list[str]], float]) -> list[float]:
+    """Per prompt, the mean over factors of what `of` says of its pictures' values."""
     prompts: dict[str, list[dict[str, str]]] = {}
     for row, line in read:
         if line["group"] == group:
@@ -225,9 +236,12 @@ def _looks(read: Read, group: str) -> list[float]:
     # What belongs to the subject may narrow under the trigger.
     factors = FACTORS[1:] if group == "trigger" else FACTORS
     return [
-        float(np.mean([_differing([r[f] for r in rows]) for f in factors]))
-        for rows in prompts.values()
+        float(np.mean([of([r[f] for r in rows]) for f in factors])) for rows in prompts.values()
     ]
+
+
+def _modes(values: list[str]) -> float:
+    return float(len(set(values)))
 
 
 def _differing(values: list[str]) -> float:

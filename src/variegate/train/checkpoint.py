@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ def save_checkpoint(
     optimizer: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    spare: Collection[int] = (),
 ) -> Path:
-    """Write a checkpoint, then let go of all but the latest `keep`.
+    """Write a checkpoint, then let go of all but the latest `keep` and the steps to `spare`.
 
     Raises: NoSpace when the disk cannot take it; the ones before stand.
     """
@@ -87,14 +88,20 @@ def save_checkpoint(
             f"{needed} bytes; earlier checkpoints stand: free some space and resume"
         ) from error
     for old in checkpoint_folders(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if step_of(old) not in spare:
+            shutil.rmtree(old, ignore_errors=True)
     return place
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a folder, latest first, unchecked."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name[5:])
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

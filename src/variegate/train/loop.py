@@ -30,11 +30,12 @@ from variegate.progress import Say, silent
 from variegate.recipe import OptimizerPlan, Recipe
 from variegate.run import Run, differences
 from variegate.train.checkpoint import (
+    Checkpoint,
     latest_checkpoint,
     optimizer_tensors,
     restore_optimizer,
-    save_checkpoint,
 )
+from variegate.train.course import Course, way_of
 from variegate.train.data import (
     Batch,
     Latents,
@@ -53,7 +54,7 @@ from variegate.train.objective import (
     weigh_rows,
 )
 from variegate.train.signals import StopFlag, stop_on_signals
-from variegate.train.strategies import Beside, Rows, Setting, Strategy, cook
+from variegate.train.strategies import Beside, Control, Rows, Setting, Strategy, cook, spare
 from variegate.train.watch import Watch
 
 STRATEGY = "strategy/"  # before the names of a strategy's tensors in a checkpoint
@@ -113,10 +114,13 @@ def result(run: Run) -> dict[str, Any]:
     """How a run stands: folder, adapter, last checkpoint, step, and why it stopped."""
     saved = run.read_journal("checkpoint")
     ends = run.read_journal("finish")
+    chosen = ends[-1].get("chosen") if ends else None
+    taken = [line for line in saved if line["step"] == chosen] or saved
     return {
         "run": str(run.folder),
         "adapter": str(run.adapter_file) if run.adapter_file.exists() else None,
-        "checkpoint": str(run.folder / saved[-1]["path"]) if saved else None,
+        "checkpoint": str(run.folder / taken[-1]["path"]) if taken else None,
+        "chosen_step": chosen,
         "step": ends[-1]["step"] if ends else saved[-1]["step"] if saved else 0,
         "stopped_because": ends[-1]["stopped_because"] if ends else None,
     }
@@ -125,7 +129,7 @@ def result(run: Run) -> dict[str, Any]:
 def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> None:
     # --- what was asked, and what it is asked of -------------------------------------------
     recipe, plan = run.recipe, run.recipe.optimizer
-    strategies = cook(recipe)
+    strategies = cook(recipe) | (spare(recipe) if recipe.guard.mode == "autopilot" else {})
     data = read_training_set(
         images,
         recipe,
@@ -134,7 +138,7 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         needs_masks=any(s.needs_masks for s in strategies.values()),
     )
     checkpoint, faults = latest_checkpoint(run.checkpoints)
-    _start(run, model, data, step=checkpoint.step if checkpoint else 0, faults=faults)
+    _start(run, model, data, checkpoint, faults=faults)
     for strategy in strategies.values():
         strategy.prepare(Setting(recipe, model, run.folder, say))
     _heed(stop, run, checkpoint.step if checkpoint else 0)
@@ -156,30 +160,30 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
                 predict=learner.predict_base,
                 pocket=model.pocket,
             )
-        first = checkpoint.step if checkpoint else 0
-        saved = first if checkpoint else -1
-        if first == 0:
-            _look(run, watch, learner, 0)
+        course = Course(run, learner, data, watch)
+        course.begin(checkpoint)
 
         # --- the steps -----------------------------------------------------------------------
-        for step in range(first + 1, plan.steps + 1):
+        step = course.step
+        while step < plan.steps and not course.stopping:
+            step += 1
             batch = latents.batch(data.train, step)
             lr, terms = learner.learn(batch, step)
             run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
-            if step % recipe.probes.every == 0 or step == plan.steps:
-                _look(run, watch, learner, step)
-            stopping = stop.signal is not None
-            if step % recipe.checkpoints.every == 0 or step == plan.steps or stopping:
-                saved = _save(run, learner, data, step)
+            order = course.look(step)
+            course.save(step, due=stop.signal is not None or bool(course.stopping))
             say("train", step, plan.steps, f"loss {sum(terms.values()):.4f}")
-            if stop.signal is not None and step < plan.steps:
-                if saved != step:  # the signal came while the step was being noted
-                    _save(run, learner, data, step)
+            if order.do == "rewind":
+                step = course.go_back(order)
+            if stop.signal is not None and step < plan.steps and not course.stopping:
+                course.save(step, due=True)  # where the signal came while the step was being noted
                 raise _interrupted(run, step, stop.signal)
 
         # --- what was learnt ---------------------------------------------------------------
+        chosen = course.choose(step)
         formats.write(learner.adapter(data), run.adapter_file)
-        run.journal("finish", stopped_because="all steps done", step=plan.steps)
+        reason = course.stopping or "all steps done"
+        run.journal("finish", stopped_because=reason, step=step, chosen=chosen, done=True)
     finally:
         on.detach()
 
@@ -209,6 +213,7 @@ class Learner:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
         self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+        self.control = Control()
         for strategy in self.strategies.values():
             strategy.attached(self.on)
 
@@ -258,6 +263,12 @@ class Learner:
             return extra.target.to(self.model.device)
         with self.on.silenced(), torch.no_grad():
             return self.predict_base(replace(extra.rows, prompts=extra.base_prompts))
+
+    def turn(self, control: Control) -> None:
+        """Go on as the guard wants it."""
+        self.control = control
+        for strategy in self.strategies.values():
+            strategy.control = control
 
     def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The network's answer with the adapter on, in float32."""
@@ -339,7 +350,7 @@ class Learner:
 
     def _move(self, loss: Tensor, batch: Batch, step: int) -> float:
         plan = self.recipe.optimizer
-        share = rate_at(step, plan)
+        share = rate_at(step, plan) * self.control.lr
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[group["name"]] * share
         self.optimizer.zero_grad(set_to_none=True)
@@ -361,7 +372,8 @@ class Learner:
     @contextmanager
     def _dropout(self, step: int) -> Iterator[None]:
         """Dropout inside the updates draws from torch's global generator: give it an address."""
-        if not self.recipe.adapter.dropout and not DROPOUTS & self.strategies.keys():
+        dropping: list[Any] = [self.strategies[n] for n in DROPOUTS & self.strategies.keys()]
+        if not self.recipe.adapter.dropout and not any(s.chance for s in dropping):
             yield
             return
         device = torch.device(self.model.device)
@@ -385,7 +397,9 @@ def rate_at(step: int, plan: OptimizerPlan) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[str]) -> None:
+def _start(
+    run: Run, model: Any, data: TrainingSet, found: Checkpoint | None, *, faults: list[str]
+) -> None:
     """Note what this run stands on; refuse to go on when that has changed.
 
     Raises: RunError with the differences.
@@ -398,7 +412,8 @@ def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[s
     earlier = run.read_journal("start")
     _refuse_changes(run, earlier, stands_on)
     held_out = [example.key for example in data.held_out]
-    run.journal("start", step=step, held_out=held_out, **stands_on)
+    at = {"step": found.step if found else 0, "way": way_of(found)}
+    run.journal("start", **at, held_out=held_out, **stands_on)
     for fault in faults:
         run.journal("note", text=f"{fault}; the one before it was used")
     if not earlier:
@@ -437,25 +452,6 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _look(run: Run, watch: Watch, learner: Learner, step: int) -> None:
-    with learner.on.watched():
-        seen = watch.look(learner.predict, step)
-    run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
-
-
-def _save(run: Run, learner: Learner, data: TrainingSet, step: int) -> int:
-    path = save_checkpoint(
-        run.checkpoints,
-        step=step,
-        adapter=learner.adapter(data, step),
-        optimizer=learner.tensors(),
-        state=learner.state(),
-        keep=run.recipe.checkpoints.keep,
-    )
-    run.journal("checkpoint", step=step, path=path.relative_to(run.folder).as_posix())
-    return step
-
-
 def _heed(stop: StopFlag, run: Run, step: int) -> None:
     """Raises: Interrupted when a stop was asked for before the first step."""
     if stop.signal is not None:
@@ -477,7 +473,7 @@ def _is_finished(run: Run) -> bool:
     return (
         run.adapter_file.exists()
         and bool(ends)
-        and int(ends[-1]["step"]) >= run.recipe.optimizer.steps
+        and bool(ends[-1].get("done") or int(ends[-1]["step"]) >= run.recipe.optimizer.steps)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from variegate.recipe import Recipe
+from variegate.recipe import RankDropout, Recipe, StayNear
 from variegate.train.strategies.base import Beside, Control, Rows, Seen, Setting, Shot, Strategy
 from variegate.train.strategies.caption_dropout import DropCaptions
 from variegate.train.strategies.caption_scene import NameScene
@@ -60,7 +60,18 @@ KITCHEN: dict[str, Any] = {
     "swa": AverageTheEnd,
 }
 
-__all__ = ["KITCHEN", "Beside", "Control", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
+__all__ = [
+    "KITCHEN",
+    "Beside",
+    "Control",
+    "Rows",
+    "Seen",
+    "Setting",
+    "Shot",
+    "Strategy",
+    "cook",
+    "spare",
+]
 
 
 def cook(recipe: Recipe) -> dict[str, Strategy]:
@@ -70,3 +81,13 @@ def cook(recipe: Recipe) -> dict[str, Strategy]:
         for name, kind in KITCHEN.items()
         if (entry := getattr(recipe.strategies, name)) is not None
     }
+
+
+def spare(recipe: Recipe) -> dict[str, Strategy]:
+    """What the guard may bring in that the recipe did not ask for; idle until it does."""
+    found: dict[str, Strategy] = {}
+    if recipe.strategies.stay_near is None:
+        found["stay_near"] = HoldToBase(StayNear(), recipe, idle=True)
+    if recipe.strategies.rank_dropout is None and recipe.adapter.kind == "lora":
+        found["rank_dropout"] = DropRanks(RankDropout(p=0.0), recipe)
+    return found

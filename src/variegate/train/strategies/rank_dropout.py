@@ -24,6 +24,8 @@ class DropRanks(Strategy):
         on.between_factors(self._drop)
 
     def _drop(self, hidden: Tensor) -> Tensor:
+        if self.chance == 0:
+            return hidden
         # The rank is the last axis after a linear layer, the second after a convolution.
         axis = 1 if hidden.ndim == 4 else hidden.ndim - 1
         shape = [hidden.shape[0] if i == 0 else 1 for i in range(hidden.ndim)]

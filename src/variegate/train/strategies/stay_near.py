@@ -46,7 +46,10 @@ POCKET_NEUTRAL = ("", "a picture")
 
 
 class HoldToBase(Strategy):
-    def __init__(self, plan: StayNear, recipe: Recipe) -> None:
+    """idle: not asked for by the recipe; counts only once the guard holds more than at first."""
+
+    def __init__(self, plan: StayNear, recipe: Recipe, *, idle: bool = False) -> None:
+        self.idle = idle
         self.plan = plan
         self.recipe = recipe
         self.size = plan.batch_size or recipe.optimizer.batch_size
@@ -60,7 +63,7 @@ class HoldToBase(Strategy):
         self.pocket = bool(model.pocket)
 
     def beside(self, step: int) -> Beside | None:
-        if self.weight * self.control.hold == 0:
+        if self.beside_weight() == 0:
             return None
         generator = seeds.at(self.recipe.seed, "stay_near", step)
         lowest = int(self.plan.high_noise * self.levels)
@@ -79,7 +82,7 @@ class HoldToBase(Strategy):
         return Beside(rows, rows.prompts)
 
     def beside_weight(self) -> float:
-        return self.weight * self.control.hold
+        return self.weight * (self.control.hold - self.idle)
 
     def heard(self, loss: float) -> None:
         """Follow the drift: what is above it grows the weight by a tenth a step, what is below

@@ -1,0 +1,130 @@
+"""The way of a run through its steps: what is looked at and saved, and where the guard stands."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+from variegate.run import Run
+from variegate.train.checkpoint import (
+    Checkpoint,
+    checkpoint_folders,
+    read_checkpoint,
+    save_checkpoint,
+    step_of,
+)
+from variegate.train.data import TrainingSet
+from variegate.train.guard import BETTER, Look, Order, Stand, decide
+from variegate.train.watch import Watch
+
+
+class Course:
+    """Looks, saves and heeds the guard; `step` is where the run stands when it begins."""
+
+    def __init__(self, run: Run, learner: Any, data: TrainingSet, watch: Watch) -> None:
+        self.run, self.learner, self.data, self.watch = run, learner, data, watch
+        self.guard = run.recipe.guard
+        self.stand = Stand()
+        self.step = 0
+        self.saved = -1
+        self.last: Look | None = None
+        self.stopping = ""  # why the guard has stopped the run
+
+    def begin(self, checkpoint: Checkpoint | None) -> None:
+        """Stand where the checkpoint stood; without one, look at the base itself."""
+        if checkpoint is None:
+            self.look(0)
+            self.save(0, due=self.guard.mode == "autopilot")  # what it may have to go back to
+            return
+        self.step = self.saved = checkpoint.step
+        told = checkpoint.state["guard"]
+        self.stand = Stand.from_json(told["stand"])
+        self.last = Look(**told["last"]) if told["last"] else None
+        self.stopping = told["stopping"]
+        self.learner.turn(self.stand.control)
+
+    def look(self, step: int) -> Order:
+        """Look if it is time to, and heed the guard."""
+        recipe = self.run.recipe
+        if step % recipe.probes.every and step != recipe.optimizer.steps:
+            return Order("continue")
+        with self.learner.on.watched():
+            seen = self.watch.look(self.learner.predict, step)
+        self.run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
+        if self.guard.mode == "watch":
+            return Order("continue")
+        self.last, way = Look.of(step, seen), self.stand.rewinds
+        self.stand, order = decide(self.guard, self.stand, self.last)
+        if order.do != "continue":
+            told = {"do": order.do, "reason": order.reason, "way": way}
+            told |= {"to": order.to} if order.do == "rewind" else {}
+            self.run.journal("order", step=step, **told)
+        self.stopping = order.reason if order.do == "stop" else ""
+        self.learner.turn(self.stand.control)
+        return order
+
+    def save(self, step: int, *, due: bool = False) -> None:
+        """Keep a checkpoint if it is time to, or the guard may want this step again."""
+        plan, kept = self.run.recipe, {self.stand.best_step, self.stand.well} - {None}
+        due = due or step % plan.checkpoints.every == 0 or step == plan.optimizer.steps
+        acts = self.guard.mode != "watch"
+        if step == self.saved or not (due or (acts and step in kept)) or (step == 0 and not due):
+            return
+        guard = {
+            "stand": self.stand.to_json(),
+            "last": self.last and asdict(self.last),
+            "stopping": self.stopping,
+        }
+        path = save_checkpoint(
+            self.run.checkpoints,
+            step=step,
+            adapter=self.learner.adapter(self.data, step),
+            optimizer=self.learner.tensors(),
+            state={**self.learner.state(), "guard": guard},
+            keep=plan.checkpoints.keep,
+            spare={s for s in kept if s is not None} if acts else set(),
+        )
+        told = path.relative_to(self.run.folder).as_posix()
+        self.run.journal("checkpoint", step=step, path=told)
+        self.saved = step
+
+    def go_back(self, order: Order) -> int:
+        """Stand at an earlier checkpoint as the guard now wants it, and forget the later ones."""
+        assert order.to is not None
+        self._restore(order.to)
+        self.learner.turn(self.stand.control)
+        self.saved = -1
+        self.save(order.to, due=True)
+        for path in checkpoint_folders(self.run.checkpoints):
+            if step_of(path) > order.to:
+                shutil.rmtree(path, ignore_errors=True)
+        return order.to
+
+    def choose(self, step: int) -> int:
+        """Stand at the step that is to be the adapter: the last one, unless the guard knows of a
+        better that is well."""
+        stand, last = self.stand, self.last
+        if self.guard.mode == "watch" or last is None:
+            return step
+        best = math.inf if stand.best_loss is None else stand.best_loss
+        if last.step == stand.well == step and last.loss <= best + BETTER:
+            return step
+        chosen = stand.best_step or stand.well
+        if not chosen or chosen == step:
+            return step
+        self._restore(chosen)
+        text = f"step {chosen} is the adapter: the last one that was well and had learnt most"
+        self.run.journal("note", text=text)
+        return chosen
+
+    def _restore(self, step: int) -> None:
+        found = read_checkpoint(self.run.checkpoints / f"step-{step:06d}")
+        self.learner.restore(found.adapter, found.optimizer, found.state)
+
+
+def way_of(checkpoint: Checkpoint | None) -> int:
+    """How often the guard had gone back when this was saved."""
+    guard = checkpoint.state.get("guard", {}) if checkpoint else {}
+    return int(guard.get("stand", {}).get("rewinds", 0))

@@ -1,0 +1,150 @@
+"""The guard: reads what is watched, and orders to go on, to ease, to go back, or to stop.
+
+A pure function from (plan, where it stands, one look) to where it stands next and an order, so a
+run that goes on after a crash decides the same. Its lines between well, warning and alarm were
+drawn from runs whose collapse is known (`tools/probe_table.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from variegate.measurement import Measurement
+from variegate.recipe import Guard
+from variegate.train.strategies import Control
+
+Do = Literal["continue", "ease", "rewind", "stop"]
+MOST_HOLD = 8.0
+MOST_DROPOUT = 0.3
+UNTURNED = Control()
+BETTER = 0.005  # of the loss ratio: less is chance
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the guard reads of one look: variety of class and trigger relative to the base (None:
+    not asked), and the loss relative to the base on pictures held out, else on those learnt."""
+
+    step: int
+    class_variety: float | None
+    trigger_variety: float | None
+    loss: float
+
+    @staticmethod
+    def of(step: int, measurements: Sequence[Measurement]) -> Look:
+        found = {m.name: m.value for m in measurements}
+        held_out = [v for k, v in found.items() if k.startswith("loss_vs_base.held_out")]
+        learnt = [v for k, v in found.items() if k.startswith("loss_vs_base.train")]
+        losses = held_out or learnt
+        return Look(
+            step,
+            found.get("one_step_variety.class"),
+            found.get("one_step_variety.trigger"),
+            sum(losses) / max(1, len(losses)),
+        )
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where the guard stands: what it has turned, how often it eased and went back, the best
+    healthy look so far and the looks since, and the last step that was well."""
+
+    control: Control = UNTURNED
+    eased: int = 0
+    rewinds: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    since: int = 0
+    well: int = 0
+    rest: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Stand:
+        return Stand(**{**data, "control": Control(**data["control"])})
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to do, why in one plain sentence, and for `rewind` to which step."""
+
+    do: Do
+    reason: str = ""
+    to: int | None = None
+
+
+def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
+    """The next stand and the order. The caller sees to it that a checkpoint of the best and of the
+    last step that was well is kept.
+
+    Well: both varieties above their warnings. Between warning and alarm it eases: what holds to
+    the base counts more, dropouts grow, the learning rate halves; then it waits one look. Below an
+    alarm it goes back to the last step that was well and eases there. It stops when a collapse
+    comes again after its last way back, or when the loss has not fallen for `patience` looks.
+    """
+    worst = _worst(plan, look)
+    alarmed, warned = worst < -1, worst < 0
+    well = not warned
+    if well and (stand.best_loss is None or look.loss < stand.best_loss - BETTER):
+        stand = replace(stand, best_step=look.step, best_loss=look.loss, since=0)
+    elif stand.best_loss is not None:
+        stand = replace(stand, since=stand.since + 1)
+    if well:
+        stand = replace(stand, well=look.step, rest=max(0, stand.rest - 1))
+    told = _told(plan, look)
+    if alarmed and plan.mode == "stop":
+        return stand, Order("stop", f"{told}: stopped before more is lost.")
+    if alarmed and stand.rewinds >= plan.rewinds:
+        return stand, Order("stop", f"{told}, and easing did not help: stopped.")
+    if alarmed:
+        eased = replace(_ease(stand), rewinds=stand.rewinds + 1, since=0, rest=1)
+        reason = f"{told}: back to step {stand.well}, more gently."
+        return eased, Order("rewind", reason, to=stand.well)
+    if stand.since >= plan.patience:
+        reason = f"Nothing better has come for {stand.since} looks: stopped."
+        return stand, Order("stop", reason)
+    if warned and plan.mode == "autopilot" and stand.rest == 0:
+        return replace(_ease(stand), rest=2), Order("ease", f"{told}: going on more gently.")
+    if warned:
+        stand = replace(stand, rest=max(0, stand.rest - 1))
+    return stand, Order("continue")
+
+
+def _worst(plan: Guard, look: Look) -> float:
+    """The nearest variety: 0 at its warning, -1 at its alarm."""
+    found = [1.0]
+    for value, warning, alarm in (
+        (look.class_variety, plan.class_warning, plan.class_alarm),
+        (look.trigger_variety, plan.trigger_warning, plan.trigger_alarm),
+    ):
+        if value is not None:
+            found.append((value - warning) / (warning - alarm))
+    return min(found)
+
+
+def _told(plan: Guard, look: Look) -> str:
+    """Which variety is lowest, as words."""
+    parts = []
+    for value, warning, what in (
+        (look.class_variety, plan.class_warning, "Pictures without the trigger"),
+        (look.trigger_variety, plan.trigger_warning, "Pictures with the trigger"),
+    ):
+        if value is not None and value < warning:
+            parts.append(
+                f"{what} are growing alike ({100 * value:.0f} % of the base's first guesses)"
+            )
+    return " and ".join([parts[0], *(p[0].lower() + p[1:] for p in parts[1:])]) if parts else ""
+
+
+def _ease(stand: Stand) -> Stand:
+    now = stand.control
+    control = Control(
+        lr=now.lr / 2,
+        hold=min(MOST_HOLD, max(1.0, 2 * now.hold)),
+        dropout=min(MOST_DROPOUT, now.dropout + 0.1),
+    )
+    return replace(stand, control=control, eased=stand.eased + 1)

@@ -115,6 +115,7 @@ def test_the_run_learnt_something_and_says_so(undisturbed: Run) -> None:
         "adapter": str(undisturbed.adapter_file),
         "checkpoint": str(undisturbed.checkpoints / "step-000008"),
         "step": 8,
+        "chosen_step": 8,
         "stopped_because": "all steps done",
     }
     assert [p.name for p in checkpoint_folders(undisturbed.checkpoints)] == [

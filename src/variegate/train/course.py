@@ -36,7 +36,8 @@ class Course:
         """Stand where the checkpoint stood; without one, look at the base itself."""
         if checkpoint is None:
             self.look(0)
-            self.save(0, due=self.guard.mode == "autopilot")  # what it may have to go back to
+            if self.guard.mode == "autopilot":  # what it may have to go back to
+                self.save(0, due=True)
             return
         self.step = self.saved = checkpoint.step
         told = checkpoint.state["guard"]
@@ -70,7 +71,7 @@ class Course:
         plan, kept = self.run.recipe, {self.stand.best_step, self.stand.well} - {None}
         due = due or step % plan.checkpoints.every == 0 or step == plan.optimizer.steps
         acts = self.guard.mode != "watch"
-        if step == self.saved or not (due or (acts and step in kept)) or (step == 0 and not due):
+        if step == self.saved or not (due or (acts and step in kept)):
             return
         guard = {
             "stand": self.stand.to_json(),

@@ -269,8 +269,11 @@ class HeldOut(Entry):
 class Probes(Entry):
     """What is watched while training, on fixed (picture, timestep, noise) triples."""
 
-    every: int = Field(50, ge=1, description="steps between two looks")
-    triples: int = Field(32, ge=1)
+    every: int | None = Field(
+        None, ge=1, description="steps between two looks; None: as 5 % of the time allows"
+    )
+    triples: int = Field(16, ge=1, description="questions about pictures, of each set")
+    noises: int = Field(8, ge=2, description="starts from pure noise, of each prompt")
 
 
 class Guard(Entry):

@@ -300,6 +300,23 @@ PROBES: dict[str, tuple[str, str]] = {
         "How much better it does on pictures it trains on than on ones kept aside. A growing gap "
         "is learning by heart.",
     ),
+    "bits": (
+        "Bits learnt",
+        "How much better than the base it tells these pictures from noise, in bits.",
+    ),
+    "bits_gap": (
+        "Bits learnt by heart",
+        "How much more it learnt of pictures it trains on than of ones kept aside.",
+    ),
+    "guidance": (
+        "Pull of the prompt",
+        "How far a prompt moves the answer, against the base model's (dashed). Far above it is "
+        "what pictures learnt by heart show.",
+    ),
+    "leak": (
+        "Leak into the class",
+        "How far ordinary prompts moved, against how far the trigger did. 0 is none.",
+    ),
     "one_step_variety": (
         "Variety while training",
         "How different its first guesses from different noise are, against the base model's "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +16,7 @@ from variegate.train.checkpoint import (
 )
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
-from variegate.train.watch import Watch
+from variegate.train.watch import Watch, cadence
 
 
 class Course:
@@ -27,6 +26,7 @@ class Course:
         self.run, self.learner, self.data, self.watch = run, learner, data, watch
         self.guard = run.recipe.guard
         self.stand = Stand()
+        self.every = cadence(run.recipe, held_out=bool(data.held_out))
         self.step = 0
         self.saved = -1
         self.last: Look | None = None
@@ -48,8 +48,7 @@ class Course:
 
     def look(self, step: int) -> Order:
         """Look if it is time to, and heed the guard."""
-        recipe = self.run.recipe
-        if step % recipe.probes.every and step != recipe.optimizer.steps:
+        if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
         with self.learner.on.watched():
             seen = self.watch.look(self.learner.predict, step)
@@ -104,19 +103,22 @@ class Course:
         return order.to
 
     def choose(self, step: int) -> int:
-        """Stand at the step that is to be the adapter: the last one, unless the guard knows of a
-        better that is well."""
+        """Stand at the step that is to be the adapter: the last one, unless that is collapsing or
+        another had learnt more."""
         stand, last = self.stand, self.last
-        if self.guard.mode == "watch" or last is None:
+        if self.guard.mode == "watch" or last is None or stand.best_loss is None:
             return step
-        best = math.inf if stand.best_loss is None else stand.best_loss
-        if last.step == stand.well == step and last.loss <= best + BETTER:
+        if (
+            last.step == step
+            and not last.alarmed(self.guard)
+            and last.loss <= stand.best_loss + BETTER
+        ):
             return step
         chosen = stand.best_step or stand.well
         if not chosen or chosen == step:
             return step
         self._restore(chosen)
-        text = f"step {chosen} is the adapter: the last one that was well and had learnt most"
+        text = f"step {chosen} is the adapter: what had learnt most and was not collapsing"
         self.run.journal("note", text=text)
         return chosen
 

@@ -32,6 +32,21 @@ class Look:
     trigger_variety: float | None
     loss: float
 
+    def room(self, plan: Guard) -> float:
+        """How far the variety that is nearest to its lines is from them: 0 at its warning, -1 at
+        its alarm."""
+        found = [1.0]
+        for value, warning, alarm in (
+            (self.class_variety, plan.class_warning, plan.class_alarm),
+            (self.trigger_variety, plan.trigger_warning, plan.trigger_alarm),
+        ):
+            if value is not None:
+                found.append((value - warning) / (warning - alarm))
+        return min(found)
+
+    def alarmed(self, plan: Guard) -> bool:
+        return self.room(plan) < -1
+
     @staticmethod
     def of(step: int, measurements: Sequence[Measurement]) -> Look:
         found = {m.name: m.value for m in measurements}
@@ -48,8 +63,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Stand:
-    """Where the guard stands: what it has turned, how often it eased and went back, the best
-    healthy look so far and the looks since, and the last step that was well."""
+    """Where the guard stands: what it has turned, how often it eased and went back, the best look
+    so far that was above its alarms and the looks since, and the last step that was well."""
 
     control: Control = UNTURNED
     eased: int = 0
@@ -81,15 +96,15 @@ def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
     """The next stand and the order. The caller sees to it that a checkpoint of the best and of the
     last step that was well is kept.
 
-    Well: both varieties above their warnings. Between warning and alarm it eases: what holds to
-    the base counts more, dropouts grow, the learning rate halves; then it waits one look. Below an
-    alarm it goes back to the last step that was well and eases there. It stops when a collapse
-    comes again after its last way back, or when the loss has not fallen for `patience` looks.
+    Well: both varieties above their warnings. The best is the one with the least loss above the
+    alarms. Between warning and alarm it eases: what holds to the base counts more, dropouts grow,
+    the learning rate halves; then it waits one look. Below an alarm it goes back to the last step
+    that was well and eases there. It stops when a collapse comes again after its last way back, or
+    when the loss has not fallen for `patience` looks.
     """
-    worst = _worst(plan, look)
-    alarmed, warned = worst < -1, worst < 0
+    alarmed, warned = look.alarmed(plan), look.room(plan) < 0
     well = not warned
-    if well and (stand.best_loss is None or look.loss < stand.best_loss - BETTER):
+    if not alarmed and (stand.best_loss is None or look.loss < stand.best_loss - BETTER):
         stand = replace(stand, best_step=look.step, best_loss=look.loss, since=0)
     elif stand.best_loss is not None:
         stand = replace(stand, since=stand.since + 1)
@@ -112,18 +127,6 @@ def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
     if warned:
         stand = replace(stand, rest=max(0, stand.rest - 1))
     return stand, Order("continue")
-
-
-def _worst(plan: Guard, look: Look) -> float:
-    """The nearest variety: 0 at its warning, -1 at its alarm."""
-    found = [1.0]
-    for value, warning, alarm in (
-        (look.class_variety, plan.class_warning, plan.class_alarm),
-        (look.trigger_variety, plan.trigger_warning, plan.trigger_alarm),
-    ):
-        if value is not None:
-            found.append((value - warning) / (warning - alarm))
-    return min(found)
 
 
 def _told(plan: Guard, look: Look) -> str:

@@ -1,49 +1,54 @@
 """What is watched while training: the same few questions, asked again and again.
 
-Two probes, both relative to the silenced adapter, both without sampling:
+All relative to the silenced adapter, none with sampling, all at fixed draws:
 
-* the loss on fixed (picture, timestep, noise) triples in three noise bands, for pictures that are
-  trained on and pictures held out: memorising shows as a gap between the two, first where noise
-  is high;
-* the variety of one-step clean estimates from fixed pure noise, for the class noun and the
-  trigger: 1 is as varied as the base, 0 all alike.
+* the loss on (picture, timestep, noise) triples in three noise bands, for pictures that are trained
+  on and pictures held out, and how many bits per dimension it tells them better than the base;
+* from pure noise, for the class noun, the trigger and the empty prompt: the variety of one-step
+  clean estimates (1 as varied as the base, 0 all alike), how far a prompt moves the answer from
+  that to the empty one, and how much of what the trigger learnt leaks into the class noun.
 
 Watching changes nothing: its draws have addresses of their own, and it leaves no gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from variegate import seeds
 from variegate.diffusion import NoiseSchedule
-from variegate.measurement import Measurement
+from variegate.measurement import Better, Measurement
 from variegate.recipe import Recipe
 from variegate.train.data import Example, Latents
 from variegate.train.objective import row_losses
 from variegate.train.strategies import Rows
 
 BANDS = ("low", "middle", "high")  # noise: thirds of the schedule
-NOISES = 16  # starts of the one-step variety
 EARLY = 0.9  # share of the schedule at which the one-step estimate is taken
 ROWS_PER_CALL = 16
+CONTENT = (-4.0, 2.0)  # log SNR between which a picture's content is decided
+SHARE = 0.05  # of a run's time that may be spent on watching
+LOOKS = 8  # at least, in a run
 
 Predict = Callable[[Rows], Float[Tensor, "b c y x"]]
 
 
 @dataclass(frozen=True)
 class Triples:
-    """Fixed pictures, timesteps and noises, with the base's loss on each."""
+    """Fixed pictures, timesteps and noises, with the base's loss and noise error on each."""
 
     rows: Rows
+    clean: Float[Tensor, "b c y x"]
     target: Float[Tensor, "b c y x"]
     bands: Int[Tensor, " b"]
     base: Float[Tensor, " b"]
+    base_error: Float[Tensor, " b"]
 
 
 class Watch:
@@ -65,6 +70,7 @@ class Watch:
     ) -> None:
         self._schedule = schedule
         self._seed = recipe.seed
+        self._noises = recipe.probes.noises
         self._sets = {
             name: self._triples(name, examples, latents, recipe.probes.triples, predict)
             for name, examples in (("train", train), ("held_out", held_out))
@@ -75,53 +81,59 @@ class Watch:
             name: self._start(prompt, tuple(shape))
             for name, prompt in _probe_prompts(recipe, pocket=pocket).items()
         }
-        self._spread = {name: self._variety(rows, predict) for name, rows in self._starts.items()}
+        self._base = {name: _in_parts(rows, predict) for name, rows in self._starts.items()}
 
     def look(self, predict: Predict, step: int) -> list[Measurement]:
         """All probes at this step; the caller sees to it that no gradient or dropout is on."""
-        found = []
-        ratios: dict[tuple[str, str], tuple[float, int]] = {}
+        found: dict[str, tuple[float, int]] = {}
         for name, triples in self._sets.items():
-            losses = _losses(triples.rows, triples.target, predict)
-            for i, band in enumerate(BANDS):
-                chosen = triples.bands == i
-                ratio = float(losses[chosen].mean() / triples.base[chosen].mean().clamp_min(1e-12))
-                n = int(chosen.sum())
-                ratios[name, band] = ratio, n
-                found.append(
-                    Measurement(
-                        f"loss_vs_base.{name}.{band}",
-                        ratio,
-                        n=n,
-                        better="lower",
-                        step=step,
-                        source="loss on fixed triples over the silenced adapter's",
-                    )
-                )
+            found |= self._on_pictures(name, triples, predict)
         for band in BANDS:
-            if ("held_out", band) in ratios:
-                gap = ratios["held_out", band][0] - ratios["train", band][0]
-                found.append(
-                    Measurement(
-                        f"held_out_gap.{band}",
-                        gap,
-                        n=ratios["held_out", band][1],
-                        better="lower",
-                        step=step,
-                        source="loss_vs_base of held-out less that of trained pictures",
-                    )
-                )
-        for name, rows in self._starts.items():
-            found.append(
-                Measurement(
-                    f"one_step_variety.{name}",
-                    self._variety(rows, predict) / max(self._spread[name], 1e-12),
-                    n=len(rows.prompts),
-                    better="higher",
-                    step=step,
-                    source="variance of one-step clean estimates over the base's",
-                )
+            if f"loss_vs_base.held_out.{band}" in found:
+                theirs, n = found[f"loss_vs_base.held_out.{band}"]
+                found[f"held_out_gap.{band}"] = theirs - found[f"loss_vs_base.train.{band}"][0], n
+        if "bits.held_out" in found and "bits.train" in found:
+            told, n = found["bits.held_out"]
+            found["bits_gap"] = found["bits.train"][0] - told, n
+        found |= self._from_noise(predict)
+        return [
+            Measurement(name, value, n=n, better=_better(name), step=step, source=_source(name))
+            for name, (value, n) in found.items()
+        ]
+
+    def _on_pictures(
+        self, name: str, triples: Triples, predict: Predict
+    ) -> dict[str, tuple[float, int]]:
+        answer = _in_parts(triples.rows, predict)
+        losses = row_losses(answer, triples.target)
+        found = {}
+        for i, band in enumerate(BANDS):
+            chosen = triples.bands == i
+            ratio = float(losses[chosen].mean() / triples.base[chosen].mean().clamp_min(1e-12))
+            found[f"loss_vs_base.{name}.{band}"] = ratio, int(chosen.sum())
+        content = self._content(triples.rows.timesteps)
+        if bool(content.any()):
+            gained = triples.base_error - self._noise_error(triples, answer)
+            width = (CONTENT[1] - CONTENT[0]) / (2 * math.log(2))
+            found[f"bits.{name}"] = width * float(gained[content].mean()), int(content.sum())
+        return found
+
+    def _from_noise(self, predict: Predict) -> dict[str, tuple[float, int]]:
+        said = {name: _in_parts(rows, predict) for name, rows in self._starts.items()}
+        moved = {name: float((said[name] - self._base[name]).square().mean()) for name in said}
+        found = {}
+        for name in said:
+            if name == "empty":
+                continue
+            variety = self._variety(name, said[name]) / max(
+                self._variety(name, self._base[name]), 1e-12
             )
+            found[f"one_step_variety.{name}"] = variety, self._noises
+            by_prompt = float((said[name] - said["empty"]).square().mean())
+            by_base = float((self._base[name] - self._base["empty"]).square().mean())
+            found[f"guidance.{name}"] = math.sqrt(by_prompt / max(by_base, 1e-12)), self._noises
+        if "class" in moved and moved.get("trigger", 0) > 0:
+            found["leak"] = math.sqrt(moved["class"] / moved["trigger"]), self._noises
         return found
 
     def _triples(
@@ -147,28 +159,87 @@ class Watch:
         )
         target = self._schedule.target(clean, noise, timesteps)
         bands = (timesteps * len(BANDS) // levels).clamp(max=len(BANDS) - 1)
-        return Triples(rows, target, bands, _losses(rows, target, predict))
+        answer = _in_parts(rows, predict)
+        losses = row_losses(answer, target)
+        triples = Triples(rows, clean, target, bands, losses, torch.zeros_like(losses))
+        return replace(triples, base_error=self._noise_error(triples, answer))
+
+    def _noise_error(
+        self, triples: Triples, answer: Float[Tensor, "b c y x"]
+    ) -> Float[Tensor, " b"]:
+        """The mean squared error of the noise that an answer stands for: SNR times that of the
+        clean estimate. Half its fall, over log SNR, is the gain in log likelihood (Kong et al.
+        2023, Information-Theoretic Diffusion, arXiv 2302.03792)."""
+        rows = triples.rows
+        estimate = self._schedule.clean_estimate(rows.noised, answer, rows.timesteps)
+        error = (estimate - triples.clean).square().mean((1, 2, 3))
+        return torch.where(
+            self._content(rows.timesteps), error * self._schedule.snr(rows.timesteps), 0.0
+        )
+
+    def _content(self, timesteps: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        told = self._schedule.snr(timesteps).log()
+        return (told >= CONTENT[0]) & (told <= CONTENT[1])
 
     def _start(self, prompt: str, shape: tuple[int, ...]) -> Rows:
         level = int(EARLY * self._schedule.timesteps)
-        noise = torch.randn(NOISES, *shape, generator=seeds.at(self._seed, "probe start"))
-        return Rows(noise, torch.full((NOISES,), level), [prompt] * NOISES)
+        noise = torch.randn(self._noises, *shape, generator=seeds.at(self._seed, "probe start"))
+        return Rows(noise, torch.full((self._noises,), level), [prompt] * self._noises)
 
-    def _variety(self, rows: Rows, predict: Predict) -> float:
-        prediction = _in_parts(rows, predict)
-        estimates = self._schedule.clean_estimate(rows.noised, prediction, rows.timesteps)
+    def _variety(self, name: str, answer: Float[Tensor, "b c y x"]) -> float:
+        rows = self._starts[name]
+        estimates = self._schedule.clean_estimate(rows.noised, answer, rows.timesteps)
         return float(estimates.var(0).mean())
 
 
+def cadence(recipe: Recipe, *, held_out: bool) -> int:
+    """Steps between two looks: as many as keep watching within a twentieth of a run's time, but no
+    fewer than eight looks in a run.
+
+    Counted in rows through the network, one backward being two forwards: a look asks each triple
+    and each start once, a step the pictures, and what is held beside them twice, once without
+    gradient. The autoencoder and the optimizer are left out, so the true share is less.
+    """
+    plan, probes = recipe.optimizer, recipe.probes
+    if probes.every is not None:
+        return probes.every
+    asked = probes.triples * (1 + held_out) + probes.noises * len(
+        _probe_prompts(recipe, pocket=False)
+    )
+    step = 3 * plan.batch_size
+    for held, forward in ((recipe.strategies.stay_near, 4), (recipe.strategies.layout_prior, 4)):
+        if held is not None:
+            step += forward * (held.batch_size or plan.batch_size)
+    return max(1, min(math.ceil(asked / (SHARE * step)), plan.steps // LOOKS))
+
+
 def _probe_prompts(recipe: Recipe, *, pocket: bool) -> dict[str, str]:
-    """The class noun and the trigger in the plainest prompt; those that the recipe names."""
+    """The class noun and the trigger in the plainest prompt; those that the recipe names; and the
+    empty one."""
     opening = "a" if pocket else "a photo of a"
     words = {"class": recipe.class_noun, "trigger": recipe.trigger}
-    return {name: f"{opening} {word}" for name, word in words.items() if word}
+    return {name: f"{opening} {word}" for name, word in words.items() if word} | {"empty": ""}
 
 
-def _losses(rows: Rows, target: Float[Tensor, "b c y x"], predict: Predict) -> Float[Tensor, " b"]:
-    return row_losses(_in_parts(rows, predict), target)
+def _better(name: str) -> Better:
+    if name.startswith("guidance"):
+        return "neither"
+    return "higher" if name.startswith(("one_step_variety", "bits.")) else "lower"
+
+
+def _source(name: str) -> str:
+    return SOURCES[name.split(".")[0]]
+
+
+SOURCES = {
+    "loss_vs_base": "loss on fixed triples over the silenced adapter's",
+    "held_out_gap": "loss_vs_base of held-out less that of trained pictures",
+    "bits": "bits per dimension gained over the base, log SNR from -4 to 2",
+    "bits_gap": "bits of trained pictures less those of held-out ones",
+    "one_step_variety": "variance of one-step clean estimates over the base's",
+    "guidance": "distance of the answer to a prompt from that to none, over the base's",
+    "leak": "how far the class noun's answer moved over how far the trigger's did",
+}
 
 
 def _in_parts(rows: Rows, predict: Predict) -> Float[Tensor, "b c y x"]:

@@ -250,9 +250,8 @@ def make_room(layer: Any, update: Update) -> None:
     }
     if isinstance(update, LokrUpdate):
         for name in FLAT["lokr"][1]:
-            getattr(layer, f"lokr_{name}").pop(SLOT, None)
-        for name, parameter in empty.items():
-            getattr(layer, f"lokr_{name}")[SLOT] = parameter
+            kept = {SLOT: empty[name]} if name in empty else {}
+            setattr(layer, f"lokr_{name}", nn.ParameterDict(kept))
         layer.scaling[SLOT] = update.scale
     elif update.kind == "sparse":
         layer.shira_weight[SLOT] = empty["values"]

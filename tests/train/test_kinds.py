@@ -180,6 +180,10 @@ def test_what_was_learnt_is_kept_in_a_file_and_adds_its_dense_deltas(
     back = formats.read(file)
     assert back.kind == found.kind == name.split()[0]
     assert back.masking == found.masking
+    on = attach(model, plan_of(name), seed=2)
+    on.load(found if found.factors else back)
+    assert on.adapter().digest() == found.digest()
+    on.detach()
     for adapter in (found, back):
         with attached(model, adapter), torch.no_grad():
             torch.testing.assert_close(answer(model), trained, atol=1e-5, rtol=1e-5)
@@ -233,7 +237,7 @@ def test_kinds_that_turn_the_weight_say_that_they_need_it(model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "dora", "loha", "lokr", "boft", "tlora"])
 def test_dropout_is_done_again_bit_for_bit_and_is_off_while_watched(name: str, model: Any) -> None:
-    # Of LyCORIS's kinds all rows may drop out in layers as small as these, and then nothing is left.
+    # LyCORIS's kinds drop rows, and layers as small as these might lose all of theirs.
     on = attach(model, plan_of(name, dropout=0.1 if name in ("loha", "lokr") else 0.5), seed=1)
     learn(model, on)
     answers = []

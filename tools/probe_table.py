@@ -3,8 +3,8 @@
     python tools/probe_table.py looks --minutes 30   # every probe at every checkpoint of the bank
     python tools/probe_table.py table                # docs/probes.md
 
-Stands on the bank of runs (`tools/calibrate.py bank` makes it): 64 adapters, half of them collapsed,
-whose end the judge has read. Looks are kept in the cache; only the table is committed.
+Stands on the bank of runs (`tools/calibrate.py bank` makes it): 64 adapters, half of them
+collapsed, whose end the judge has read. Looks are kept in the cache; only the table is committed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from variegate.train.learner import Learner  # noqa: E402
+
 from variegate.adapter import attach  # noqa: E402
 from variegate.bench import bank  # noqa: E402
 from variegate.images import ImageSet, cache_dir  # noqa: E402
@@ -29,7 +31,6 @@ from variegate.models import load  # noqa: E402
 from variegate.run import Run  # noqa: E402
 from variegate.train.checkpoint import checkpoint_folders, read_checkpoint, step_of  # noqa: E402
 from variegate.train.data import Latents, picture_side, read_training_set  # noqa: E402
-from variegate.train.learner import Learner  # noqa: E402
 from variegate.train.strategies import cook  # noqa: E402
 from variegate.train.watch import Watch  # noqa: E402
 
@@ -113,19 +114,24 @@ def _table(runs: Sequence[dict[str, Any]], lost: np.ndarray) -> str:
     for name in sorted({n for run in runs for look in run["looks"] for n in look["values"]}):
         sign = -1 if name.startswith(HIGHER_IS_WELL) else 1
         badness = [
-            [(look["share"], sign * look["values"][name]) for look in run["looks"] if name in look["values"]]
+            [
+                (look["share"], sign * look["values"][name])
+                for look in run["looks"]
+                if name in look["values"]
+            ]
             for run in runs
         ]
         if not all(badness):
             continue
         aucs = [_auc(np.array([_at(b, share) for b in badness]), lost) for share in (1, 0.5, 0.25)]
-        worst = np.array([max(v for _, v in b) for b in badness])
+        worst = np.array([max(v for _, v in points) for points in badness])
         line = float(np.quantile(worst[~lost], 1 - QUIET))
-        hits = [next((s for s, v in b if v > line), None) for b, ill in zip(badness, lost, strict=True) if ill]
-        early = [s for s in hits if s is not None]
+        ill = [points for points, bad in zip(badness, lost, strict=True) if bad]
+        seen = [next((s for s, v in points if v > line), None) for points in ill]
+        early = [s for s in seen if s is not None]
         told = f"{100 * np.median(early):.0f} % of the steps" if early else ""
-        share = f"{len(early)} of {len(hits)}"
-        rows.append((aucs[0], f"| `{name}` | " + " | ".join(f"{a:.2f}" for a in aucs) + f" | {share} | {told} |"))
+        cells = [f"`{name}`", *(f"{a:.2f}" for a in aucs), f"{len(early)} of {len(ill)}", told]
+        rows.append((aucs[0], f"| {' | '.join(cells)} |"))
     return "\n".join([*lines, *(text for _, text in sorted(rows, reverse=True))]) + "\n"
 
 

@@ -1,7 +1,8 @@
 """The strategies as a menu: what each does, where it acts, its cost, its measured effect.
 
-Names, settings and summaries are read from the recipe, so that menu and recipe cannot part; only
-stage, cost and effect are written here.
+The kinds of adapter are on it too, since what can be learnt decides what can be lost. Names,
+settings and summaries are read from the recipe, so that menu and recipe cannot part; only stage,
+cost and effect are written here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from variegate.recipe import Entry, Strategies
+from variegate.recipe import ADAPTER_KINDS, Entry, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
@@ -58,19 +59,49 @@ FACTS: dict[str, Facts] = {
     "swa": Facts("optimizer", "one more copy of the factors"),
 }
 
+KINDS: dict[str, Facts] = {
+    "lora": Facts("adapter", "the least; every tool reads its file"),
+    "dora": Facts(
+        "adapter",
+        "one more pass over each weight per step; ComfyUI up to 2026 and A1111 divide by other "
+        "lengths, diffusers leaves them out",
+    ),
+    "loha": Facts(
+        "adapter", "the dense update per layer and step; ComfyUI and A1111 read its file"
+    ),
+    "lokr": Facts(
+        "adapter", "the dense update per layer and step; ComfyUI and A1111 read its file"
+    ),
+    "oft": Facts("adapter", "one small solve per layer and step; its file is read here only"),
+    "boft": Facts(
+        "adapter", "dense products as wide as the inputs per layer; its file is read here only"
+    ),
+    "sparse": Facts("adapter", "a copy of each weight per step; its file is read here only"),
+    "tlora": Facts(
+        "adapter",
+        "two products in place of one per layer, and one decomposition per layer at the start; "
+        "other tools read its file as a LoRA of twice the rank, unmasked",
+    ),
+}
+
 
 def strategies() -> list[dict[str, Any]]:
-    """Every strategy a recipe can name, in the recipe's order, ready for JSON."""
-    return [_describe(name) for name in Strategies.model_fields]
+    """Every strategy a recipe can name, in the recipe's order, then every kind of adapter, ready
+    for JSON."""
+    chosen = [_describe(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
+    kinds = [
+        _describe(f"adapter.kind={kind}", entry, KINDS[kind])
+        for kind, entry in ADAPTER_KINDS.items()
+    ]
+    return chosen + kinds
 
 
-def _describe(name: str) -> dict[str, Any]:
-    entry, facts = _entry(name), FACTS[name]
+def _describe(name: str, entry: type[Entry], facts: Facts) -> dict[str, Any]:
     return {
         "name": name,
         "stage": facts.stage,
         "summary": (entry.__doc__ or "").strip().splitlines()[0],
-        "settings": [_setting(entry, key) for key in entry.model_fields],
+        "settings": [_setting(entry, key) for key in entry.model_fields if key != "kind"],
         "cost": facts.cost,
         "effect": facts.effect,
     }

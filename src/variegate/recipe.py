@@ -11,10 +11,20 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from variegate.errors import RecipeError
 
@@ -25,20 +35,174 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class AdapterPlan(Entry):
-    """What is learnt: low-rank updates of named layers."""
+Layers = Annotated[
+    Literal["attention", "attention+feedforward", "attention+feedforward+convolution"],
+    Field(description="which UNet layers get an update"),
+]
 
-    kind: Literal["lora"] = "lora"
+
+def _no_convolution(value: object) -> object:
+    """For kinds that turn or mask a matrix. PEFT's OFT folds overlapping windows of a 3x3
+    convolution back into one, so that it is wrong before it has learnt anything; BOFT would hold
+    permutations of (9 x channels)^2 numbers for each; SHiRA knows no convolutions."""
+    if isinstance(value, str) and "convolution" in value:
+        raise ValueError(
+            "this kind is for matrices: on convolutions PEFT's OFT is wrong from the start, BOFT "
+            "takes gigabytes and SHiRA is not made; use attention or attention+feedforward, or "
+            "another adapter.kind"
+        )
+    return value
+
+
+MatrixLayers = Annotated[Layers, BeforeValidator(_no_convolution)]
+
+
+class RankedPlan(Entry):
+    """What kinds of some rank have in common.
+
+    Of ranks and alphas, an entry counts for each layer whose name has its key as whole parts
+    ("attn2", "mid_block", "attn2.to_k"); of several the last. A layer that alphas names is scaled
+    by that alpha and its own rank; all others by the plan's.
+    """
+
+    kind: str
     rank: int = Field(16, ge=1, le=1024, description="rank of each layer's update")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    layers: Literal["attention", "attention+feedforward", "attention+feedforward+convolution"] = (
-        Field("attention", description="which UNet layers get an update")
-    )
+    layers: Layers = "attention"
     convolution_rank: int | None = Field(
         None, ge=1, le=1024, description="rank of the convolutions' updates; None: rank"
     )
     text_encoder: bool = Field(False, description="train the text encoder's attention too")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each update")
+    text_encoder_rank: int | None = Field(
+        None, ge=1, le=1024, description="rank in the text encoder; None: rank"
+    )
+    ranks: dict[str, Annotated[int, Field(ge=1, le=1024)]] | None = Field(
+        None, description='ranks of layers by parts of their names: {"attn2" = 4}'
+    )
+    alphas: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description='alphas of layers by parts of their names: {"attn2" = 8.0}'
+    )
+
+
+class LoraPlan(RankedPlan):
+    """Low-rank updates, up @ down; read by every tool (Hu et al. 2021, arXiv 2106.09685)."""
+
+    kind: Literal["lora"] = "lora"
+    scale: Literal["standard", "rslora"] = Field(
+        "standard",
+        description="rslora: alpha / sqrt(rank), so that large ranks learn as fast "
+        "(Kalajdzievski 2023, arXiv 2312.03732)",
+    )
+    init: Literal["default", "orthogonal"] = Field(
+        "default", description="orthogonal: rows of down at right angles; up is zero in both"
+    )
+
+
+class DoraPlan(RankedPlan):
+    """LoRA for the direction of each weight, beside its length (Liu et al. 2024, 2402.09353)."""
+
+    kind: Literal["dora"] = "dora"
+
+
+class LohaPlan(RankedPlan):
+    """Two low-rank products multiplied entry by entry, of rank up to rank^2 (2108.06098)."""
+
+    kind: Literal["loha"] = "loha"
+    dropout: float = Field(0.0, ge=0, le=0.5, description="dropout of the update's output rows")
+
+
+class LokrPlan(RankedPlan):
+    """Kronecker product of a small matrix and a low-rank one (Yeh et al. 2023, 2309.14859)."""
+
+    kind: Literal["lokr"] = "lokr"
+    dropout: float = Field(0.0, ge=0, le=0.5, description="dropout of the update's output rows")
+    factor: int = Field(
+        -1, ge=-1, le=1024, description="rows of the small matrix; -1: about the square root"
+    )
+    decompose_both: bool = Field(False, description="low rank for the small matrix too")
+
+    @field_validator("factor")
+    @classmethod
+    def _some(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("a matrix has at least one row; use -1 or a number from 1 on")
+        return value
+
+
+class OftPlan(Entry):
+    """Turns the inputs of each layer, block by block (Qiu et al. 2023, 2306.07280)."""
+
+    dropout: ClassVar[float] = 0.0
+    kind: Literal["oft"] = "oft"
+    block_size: int = Field(
+        32, ge=2, le=1024, description="inputs turned together, at most; must divide them"
+    )
+    layers: MatrixLayers = "attention"
+    text_encoder: bool = Field(False, description="train the text encoder's attention too")
+
+
+class BoftPlan(Entry):
+    """Turns inputs by butterfly products of blocks, and scales outputs (Liu 2023, 2311.06243)."""
+
+    kind: Literal["boft"] = "boft"
+    block_size: int = Field(8, ge=2, le=1024, multiple_of=2, description="block's inputs, at most")
+    factors: int = Field(2, ge=1, le=10, description="butterfly factors; 1: blocks alone")
+    layers: MatrixLayers = "attention"
+    text_encoder: bool = Field(False, description="train the text encoder's attention too")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of one factor's blocks left out")
+
+
+class SparsePlan(Entry):
+    """A few single weights of each layer, drawn by chance: SHiRA (Bhardwaj 2024, 2406.13175)."""
+
+    dropout: ClassVar[float] = 0.0
+    kind: Literal["sparse"] = "sparse"
+    rank: int = Field(
+        16, ge=1, le=1024, description="as many weights as a LoRA of this rank has numbers"
+    )
+    layers: MatrixLayers = "attention"
+    text_encoder: bool = Field(False, description="train the text encoder's attention too")
+
+
+class TloraPlan(Entry):
+    """Fewer ranks the noisier the picture, against overfitting (T-LoRA 2025, 2507.05964)."""
+
+    text_encoder: ClassVar[bool] = False
+    kind: Literal["tlora"] = "tlora"
+    rank: int = Field(16, ge=1, le=1024, description="rank at the lowest noise")
+    min_rank: int | None = Field(
+        None, ge=1, le=1024, description="rank at the highest noise; None: half of rank"
+    )
+    layers: Layers = "attention"
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each update")
+
+
+_ADAPTERS = (
+    *(LoraPlan, DoraPlan, LohaPlan, LokrPlan),
+    *(OftPlan, BoftPlan, SparsePlan, TloraPlan),
+)
+
+
+def _kind_of(value: Any) -> Any:
+    """A table without a kind is a plain LoRA."""
+    return value.get("kind", "lora") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+AdapterPlan = Annotated[
+    Annotated[LoraPlan, Tag("lora")]
+    | Annotated[DoraPlan, Tag("dora")]
+    | Annotated[LohaPlan, Tag("loha")]
+    | Annotated[LokrPlan, Tag("lokr")]
+    | Annotated[OftPlan, Tag("oft")]
+    | Annotated[BoftPlan, Tag("boft")]
+    | Annotated[SparsePlan, Tag("sparse")]
+    | Annotated[TloraPlan, Tag("tlora")],
+    Discriminator(_kind_of),
+]
+ADAPTER_KINDS: dict[str, type[Entry]] = {
+    plan.model_fields["kind"].default: plan for plan in _ADAPTERS
+}
 
 
 class OptimizerPlan(Entry):
@@ -323,7 +487,7 @@ class Recipe(Entry):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     variants: int = Field(16, ge=1, description="altered variants kept of each picture")
     seed: int = Field(0, ge=0)
-    adapter: AdapterPlan = AdapterPlan()
+    adapter: AdapterPlan = LoraPlan()
     optimizer: OptimizerPlan = OptimizerPlan()
     strategies: Strategies = Strategies()
     held_out: HeldOut = HeldOut()
@@ -371,7 +535,8 @@ class Recipe(Entry):
     ) -> Recipe:
         """A recipe from tables, then settings `key.sub=value`, then entries that are not None.
 
-        A setting whose value is `on` or `off` puts a strategy's table in or takes it out.
+        A setting whose value is `on` or `off` puts a strategy's table in or takes it out; one of
+        `adapter.kind` keeps of the adapter's table what the new kind knows.
         """
         tables: dict[str, Any] = json.loads(json.dumps(data or {}))
         for setting in settings:
@@ -403,28 +568,45 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
             table.pop(keys[-1], None)
     else:
         table[keys[-1]] = value
+        if keys == ["adapter", "kind"] and value in ADAPTER_KINDS:
+            known = ADAPTER_KINDS[value].model_fields
+            tables["adapter"] = {k: v for k, v in table.items() if k in known}
 
 
-def _keys_at(path: tuple[Any, ...]) -> list[str]:
-    model: Any = Recipe
-    for key in path:
-        field = model.model_fields.get(key) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, Entry)), None)
-        if model is None:
-            return []
-    return list(model.model_fields)
+def _models(annotation: Any) -> list[type[Entry]]:
+    """The entries that an annotation allows: one, or those of a tagged union."""
+    if isinstance(annotation, type) and issubclass(annotation, Entry):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
+
+
+def _place(location: tuple[Any, ...]) -> tuple[str, list[str]]:
+    """A fault's path as it is written in a recipe, without the tags of unions, and the keys that
+    are known in the table that it lies in."""
+    path: list[str] = []
+    models: list[type[Entry]] = [Recipe]
+    for i, key in enumerate(location):
+        tagged = [m for m in models if len(models) > 1 and m.model_fields["kind"].default == key]
+        if tagged and i < len(location) - 1:
+            models = tagged
+            continue
+        path.append(str(key))
+        if i < len(location) - 1:
+            field = models[0].model_fields.get(str(key)) if models else None
+            models = _models(field.annotation) if field else []
+    return ".".join(path), list(models[0].model_fields) if len(models) == 1 else []
 
 
 def _fault(error: dict[str, Any]) -> str:
-    path = tuple(error["loc"])
-    name = ".".join(map(str, path))
+    name, known = _place(tuple(error["loc"]))
     if error["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{name}: no such key; {hint}"
+    if error["type"] == "union_tag_invalid":
+        return f"{name}.kind: found {error['ctx']['tag']!r}; known: {error['ctx']['expected_tags']}"
     found = error.get("input")
-    return f"{name}: found {found!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    if error["type"] == "union_tag_not_found":
+        return f"{name}: found {found!r}; expected a table"
+    told = error["msg"].removeprefix("Value error, ")
+    return f"{name}: found {found!r}; {told[0].lower()}{told[1:]}"

@@ -314,10 +314,10 @@ def test_inspect_tells_what_is_in_a_file(adapter: Adapter, tmp_path: Path) -> No
 
 def test_inspect_tells_of_a_foreign_kind_without_failing(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    save_file({"lora_unet_mid_block_x.hada_w1_a": torch.ones(2, 2)}, file, {"a": "<b>" * 9999})
+    save_file({"lora_unet_mid_block_x.hada_t1": torch.ones(2, 2)}, file, {"a": "<b>" * 9999})
     facts = formats.inspect(file)
-    assert facts["kind"] == "LoHa"
-    assert "only plain LoRA" in facts["problem"]
+    assert facts["kind"] == "LoHa with a Tucker core"
+    assert "LoRA, DoRA, LoHa and LoKr are read" in facts["problem"]
     assert len(facts["metadata"]["a"]) < 2100
     save_file({"lora_te2_x.lora_down.weight": torch.ones(2, 2)}, file)
     assert formats.inspect(file)["family"] == "Stable Diffusion XL"
@@ -353,6 +353,7 @@ def refusal(file: Path) -> str:
 
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
+OTHER = "lora_unet_mid_block_attentions_0_proj_out"
 GOOD = {f"{STEM}.lora_down.weight": torch.ones(2, 3), f"{STEM}.lora_up.weight": torch.ones(3, 2)}
 
 
@@ -368,7 +369,17 @@ GOOD = {f"{STEM}.lora_down.weight": torch.ones(2, 3), f"{STEM}.lora_up.weight": 
         ({f"{STEM}.alpha": torch.tensor(torch.inf)}, "holds NaN or infinity"),
         ({"lora_unet_no_such_block.lora_down.weight": torch.ones(1)}, "1 keys spell no layer"),
         ({f"{STEM}.extra": torch.ones(1)}, f'("{STEM}.extra")'),
-        ({f"{STEM}.dora_scale": torch.ones(1)}, "is a DoRA"),
+        ({f"{STEM}.dora_scale": torch.ones(1)}, "expected one length for each of 3 rows"),
+        ({f"{STEM}.dora_scale": torch.ones(1, 3)}, "lengths of columns, as of old, are not read"),
+        ({f"{STEM}.lora_magnitude_vector": torch.ones(3)}, "DoRA in the form of diffusers"),
+        ({f"{STEM}.hada_w1_a": torch.ones(3, 2)}, "factors of several kinds: loha, lora"),
+        ({f"{OTHER}.hada_w1_a": torch.ones(3, 2)}, "expected four matrices"),
+        ({f"{OTHER}.lokr_w1": torch.ones(3, 2)}, "w2 is neither whole nor a product of two"),
+        ({f"{OTHER}.lokr_t2": torch.ones(3, 2)}, "LoKr with a Tucker core"),
+        ({f"{OTHER}.oft_blocks": torch.ones(3, 2, 2)}, "OFT of LyCORIS, which turns outputs"),
+        ({f"{OTHER}.oft_input_blocks": torch.ones(3, 2)}, "no block has so many numbers"),
+        ({f"{OTHER}.boft_rotations": torch.ones(2, 3, 2, 2)}, "expected rotations and a scale"),
+        ({f"{OTHER}.sparse_values": torch.ones(3)}, "whole numbers for their places"),
         ({f"{STEM}.lora_mid.weight": torch.ones(1)}, "Tucker core"),
         ({"lora_te2_text_model_x.alpha": torch.ones(1)}, "made for Stable Diffusion XL"),
         ({"transformer.blocks.0.lora_A.weight": torch.ones(1)}, "this family comes later"),
@@ -468,3 +479,29 @@ def test_factors_that_share_memory_can_be_written(adapter: Adapter, tmp_path: Pa
     twice = {f"unet.mid_block.attentions.{i}.proj_in": update for i in range(2)}
     file = formats.write(Adapter("sd1", twice), tmp_path / "a.safetensors")
     assert len(formats.read(file).layers) == 2
+
+
+def test_places_outside_of_a_sparse_layer_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bad.safetensors"
+    sparse = {
+        f"{STEM}.sparse_values": torch.ones(2),
+        f"{STEM}.sparse_indices": torch.tensor([[0, 1], [0, 9]], dtype=torch.int32),
+        f"{STEM}.sparse_shape": torch.tensor([2, 3], dtype=torch.int32),
+    }
+    save_file(sparse, file)
+    assert "places lie outside of the weight" in refusal(file)
+
+
+@pytest.mark.parametrize("noted", [{"timesteps": 0}, {"timesteps": True}, {"timesteps": "1"}, 3])
+def test_a_hostile_note_on_masks_is_refused(noted: Any, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file(GOOD, file, metadata={"variegate": json.dumps({"tlora": noted})})
+    assert "expected min_rank and timesteps from 1 on" in refusal(file)
+
+
+def test_a_tlora_whose_rank_another_tool_changed_is_a_plain_lora(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    noted = {"min_rank": None, "timesteps": 1000, "rank": 8}
+    save_file(GOOD, file, metadata={"variegate": json.dumps({"tlora": noted})})
+    assert formats.read(file).masking is None
+    assert formats.read(file).kind == "lora"

@@ -80,10 +80,11 @@ def test_a_printed_recipe_is_a_recipe(tmp_path: Path) -> None:
 def test_strategies_are_a_list_of_whole_entries() -> None:
     menu = json.loads(_ask("strategies", "--json")[1])
     assert {"stay_near", "zoom_shift", "masked_loss"} <= {entry["name"] for entry in menu}
+    text = _ask("strategies")[1]
     for entry in menu:
         assert {"name", "stage", "summary", "settings", "cost", "effect"} <= entry.keys()
         assert entry["summary"].endswith(".")
-        assert entry["name"] in _ask("strategies")[1]
+        assert entry["name"] in text
 
 
 def test_the_version_is_one() -> None:

@@ -14,9 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from variegate import seeds
 from variegate.adapter import Adapter, LayerUpdate, attach, attached
 from variegate.errors import AdapterError
-from variegate.recipe import AdapterPlan
+from variegate.recipe import LoraPlan
 
-EVERY_LAYER = AdapterPlan(
+EVERY_LAYER = LoraPlan(
     rank=4,
     alpha=2.0,
     layers="attention+feedforward+convolution",
@@ -150,7 +150,7 @@ def test_the_plan_says_which_layers_learn(layers: Any, kinds: set[str], model: A
         "resample": r"\.(down|up)samplers\.0\.conv$",
         "proj": r"\.attentions\.\d\.proj_(in|out)$",
     }
-    on = attach(model, AdapterPlan(rank=4, alpha=8.0, layers=layers, convolution_rank=2), seed=0)
+    on = attach(model, LoraPlan(rank=4, alpha=8.0, layers=layers, convolution_rank=2), seed=0)
     updates = on.adapter().layers
     on.detach()
     expected = {

@@ -18,7 +18,7 @@ from variegate.images import ImageSet, Picture
 from variegate.measure import PlannedPrompt, gather, measure, prompt_plan
 from variegate.measurement import Verdict
 from variegate.models import StableDiffusion, load
-from variegate.recipe import AdapterPlan
+from variegate.recipe import LoraPlan
 from variegate.recipes import read
 from variegate.sample import Request, sample
 
@@ -40,7 +40,7 @@ def plan() -> tuple[PlannedPrompt, ...]:
 
 def adapter_of(model: StableDiffusion, number: int, *, norm: float) -> Adapter:
     """A rank-4 adapter whose every update has this share of a thousandth of unit norm."""
-    on = attach(model, AdapterPlan(rank=4), seed=number)
+    on = attach(model, LoraPlan(rank=4), seed=number)
     blank = on.adapter({})
     on.detach()
     layers = {}

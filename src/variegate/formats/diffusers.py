@@ -40,7 +40,7 @@ def factors(tensors: dict[str, Tensor]) -> Factors:
 def tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """What to store in one file for diffusers."""
     stored: dict[str, Tensor] = {}
-    for layer, update in adapter.layers.items():
+    for layer, update in _plain(adapter).items():
         stored[f"{canonical(layer)}.lora_A.weight"] = update.down.to(dtype)
         stored[f"{canonical(layer)}.lora_B.weight"] = update.up.to(dtype)
     return stored
@@ -158,4 +158,15 @@ def _literal(pattern: str) -> str:
 
 
 def _of_part(adapter: Adapter, part: str) -> dict[str, LayerUpdate]:
-    return {n: u for n, u in adapter.layers.items() if n.startswith(f"{part}.")}
+    return {n: u for n, u in _plain(adapter).items() if n.startswith(f"{part}.")}
+
+
+def _plain(adapter: Adapter) -> dict[str, LayerUpdate]:
+    """Raises: AdapterError when these forms cannot hold a layer's kind."""
+    for name, update in adapter.layers.items():
+        if update.kind != "lora":
+            raise AdapterError(
+                f"{name} is a {update.kind} layer; the forms of diffusers and PEFT hold plain LoRA "
+                "here; write kohya's form"
+            )
+    return {n: u for n, u in adapter.layers.items() if isinstance(u, LayerUpdate)}

@@ -18,9 +18,25 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from variegate.adapter import Adapter
+from variegate.adapter import Adapter, Masking, Update
+from variegate.errors import AdapterError
 
 OURS = "variegate"
+# What other tools are told of a kind: the module that trained it, and its arguments.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("networks.lora", {}),
+    "tlora": ("networks.lora", {}),
+    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": True, "wd_on_output": True}),
+    "loha": ("lycoris.kohya", {"algo": "loha"}),
+    "lokr": ("lycoris.kohya", {"algo": "lokr"}),
+}
+OWN_KEYS = {
+    "oft": "oft_input_blocks: upper triangles of skew blocks Q; W R', R = (I - Q) (I + Q)^-1 for "
+    "each block of inputs",
+    "boft": "boft_rotations: free blocks F, Q = (F - F') / 2, of butterfly factors on the inputs; "
+    "boft_scale: of each output",
+    "sparse": "sparse_values: added at sparse_indices (row, column) of a weight of sparse_shape",
+}
 SD1_WIDTHS, SD2_WIDTHS, SDXL_WIDTHS = (768,), (1024,), (2048,)
 
 
@@ -89,18 +105,60 @@ def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[
     }
     if "modelspec.architecture" not in given:
         header["modelspec.architecture"] = _architecture(header["ss_base_model_version"])
-    ranks = {update.rank for update in adapter.layers.values()}
-    alphas = {update.alpha for update in adapter.layers.values()}
+    ranks = {update.rank for update in adapter.layers.values() if update.rank}
+    alphas = {u.alpha for u in adapter.layers.values() if hasattr(u, "alpha")}
+    module, arguments = NETWORKS.get(adapter.kind, ("variegate", {}))
+    if adapter.kind != "lora":
+        header[OURS] = json.dumps(own_notes(header) | _kind_notes(adapter), sort_keys=True)
     header |= {
         "format": "pt",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": module,
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
-        "ss_network_args": header.get("ss_network_args", "{}"),
+        "ss_network_args": json.dumps(arguments)
+        if arguments
+        else header.get("ss_network_args", "{}"),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",
     }
     return header | _hashes(stored, header)
+
+
+def _kind_notes(adapter: Adapter) -> dict[str, Any]:
+    """What our own entry says of a kind that the tensors' names do not tell, or only to us."""
+    notes: dict[str, Any] = {"kind": adapter.kind}
+    if adapter.kind in OWN_KEYS:
+        notes["keys"] = OWN_KEYS[adapter.kind]
+    if adapter.masking:
+        notes["tlora"] = {
+            "min_rank": adapter.masking.min_rank,
+            "timesteps": adapter.masking.timesteps,
+            "rank": adapter.rank,
+        }
+    return notes
+
+
+def masking_of(layers: Mapping[str, Update], metadata: Mapping[str, str]) -> Masking | None:
+    """How the ranks of a T-LoRA are masked, by our own entry; None for any other adapter, and for
+    one whose rank another tool has changed since.
+
+    Raises: AdapterError when the entry makes no sense.
+    """
+    noted = own_notes(metadata).get("tlora")
+    if noted is None:
+        return None
+    noted = noted if isinstance(noted, dict) else {}
+    least, timesteps = noted.get("min_rank"), noted.get("timesteps")
+    whole = all(
+        type(n) is int and 0 < n < 1 << 20 for n in (timesteps, 1 if least is None else least)
+    )
+    if not whole:
+        raise AdapterError(
+            f"the header's entry {OURS!r} says tlora {noted!r:.80}; expected "
+            "min_rank and timesteps from 1 on"
+        )
+    rank = max((update.rank for update in layers.values()), default=0)
+    return Masking(least, int(timesteps or 0)) if noted.get("rank") == rank else None
 
 
 def _architecture(version: str) -> str:
@@ -125,18 +183,18 @@ def _hashes(stored: dict[str, Tensor], header: dict[str, str]) -> dict[str, str]
     }
 
 
-def family_of(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
+def family_of(inputs: Mapping[str, int], metadata: Mapping[str, str]) -> str:
     """Which base an adapter belongs to: our own note, else the width of the text it reads, else
     what the header claims, else "unknown".
 
-    shapes: of each layer's down factor, by layer name.
+    inputs: how many each layer reads, by layer name.
     """
     noted = own_notes(metadata).get("family")
     if noted in ("sd1", "sd2", "pocket", "unknown"):
         return str(noted)
     widths = {
-        shape[1]
-        for layer, shape in shapes.items()
+        width
+        for layer, width in inputs.items()
         if layer.endswith(("attn2.to_k", "attn2.to_v", "self_attn.q_proj"))
     }
     for family, known in (("sd1", SD1_WIDTHS), ("sd2", SD2_WIDTHS), ("sdxl", SDXL_WIDTHS)):

@@ -47,11 +47,11 @@ OTHER_FAMILIES = (
     ("lora_unet_output_blocks", "Stable Diffusion XL, or a model of the original block names"),
 )
 OTHER_KINDS = (
-    (re.compile(r"\bhada_"), "LoHa"),
-    (re.compile(r"\blokr_"), "LoKr"),
-    (re.compile(r"\boft_(blocks|diag)"), "OFT"),
+    (re.compile(r"\bhada_t[12]\b"), "LoHa with a Tucker core"),
+    (re.compile(r"\blokr_t2\b"), "LoKr with a Tucker core"),
+    (re.compile(r"\boft_(blocks|diag)"), "OFT of LyCORIS, which turns outputs"),
     (re.compile(r"\blora_mid\b"), "LoCon with a Tucker core"),
-    (re.compile(r"\b(dora_scale|lora_magnitude_vector)\b"), "DoRA"),
+    (re.compile(r"\blora_magnitude_vector\b"), "DoRA in the form of diffusers or PEFT"),
     (re.compile(r"\.diff(_b)?$"), "file of full weight differences"),
 )
 

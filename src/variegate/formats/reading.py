@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from variegate.adapter import Adapter
+from variegate.adapter.updates import numbers_of
 from variegate.errors import AdapterError
 from variegate.formats import diffusers, kohya
 from variegate.formats.container import Container, finite_faults, open_container
-from variegate.formats.factors import Factors
-from variegate.formats.metadata import family_of, own_notes, trigger_of
+from variegate.formats.factors import WHOLE_NUMBERS, Factors
+from variegate.formats.metadata import family_of, masking_of, own_notes, trigger_of
 from variegate.formats.names import OTHER_FAMILIES, OTHER_KINDS
 
 Form = Literal["kohya", "diffusers", "peft"]
@@ -69,7 +70,7 @@ def inspect(file: Path | str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "family": _foreign_family(keys) or "unknown",
         "format": None,
-        "kind": _foreign_kind(keys) or "lora",
+        "kind": _foreign_kind(keys) or kohya.kind_of(keys),
         "layers": None,
         "rank": None,
         "alpha": None,
@@ -103,17 +104,20 @@ def inspect(file: Path | str) -> dict[str, Any]:
 def _facts(adapter: Adapter) -> dict[str, Any]:
     updates = adapter.layers.values()
     largest = max(updates, key=lambda update: update.rank)
-    return {
+    facts: dict[str, Any] = {
         "family": adapter.family,
-        "kind": "lora",
+        "kind": adapter.kind,
         "layers": len(adapter.layers),
-        "rank": largest.rank,
-        "alpha": largest.alpha,
-        "ranks": sorted({update.rank for update in updates}),
-        "alphas": sorted({update.alpha for update in updates}),
+        "rank": largest.rank or None,
+        "alpha": getattr(largest, "alpha", None),
+        "ranks": sorted({update.rank for update in updates if update.rank}),
+        "alphas": sorted({u.alpha for u in updates if hasattr(u, "alpha")}),
         "text_encoder": any(name.startswith("text_encoder.") for name in adapter.layers),
-        "parameters": sum(update.down.numel() + update.up.numel() for update in updates),
+        "parameters": sum(t.numel() for update in updates for t in numbers_of(update)),
     }
+    if adapter.masking:
+        facts |= {"min_rank": adapter.masking.min_rank, "timesteps": adapter.masking.timesteps}
+    return facts
 
 
 def _cut(text: str) -> str:
@@ -148,7 +152,8 @@ def _joined(
     metadata: dict[str, str],
 ) -> Adapter:
     layers = found.joined(alphas)
-    faults = [*found.faults, *finite_faults(tensors)]
+    numbers = {key: t for key, t in tensors.items() if not key.endswith(WHOLE_NUMBERS)}
+    faults = [*found.faults, *finite_faults(numbers)]
     if found.unknown:
         faults.append(f"{len(found.unknown)} keys spell no layer{_first(found.unknown)}")
     if not layers and not faults:
@@ -157,12 +162,12 @@ def _joined(
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         listed = "\n".join(f"  {fault}" for fault in faults[:SHOWN])
         raise AdapterError(f"{file} cannot be used as an adapter:\n{listed}{more}")
-    shapes = {name: tuple(update.down.shape) for name, update in layers.items()}
-    family = family_of(shapes, metadata)
+    widths = {name: update.size[1] for name, update in layers.items()}
+    family = family_of(widths, metadata)
     if family == "sdxl":
         raise AdapterError(_another_family(file, "Stable Diffusion XL"))
     notes = {k: v for k, v in metadata.items() if k != diffusers.HEADER}
-    return Adapter(family=family, layers=layers, metadata=notes)
+    return Adapter(family, layers, notes, masking_of(layers, metadata))
 
 
 def _refuse_foreign(file: Path, keys: list[str]) -> None:
@@ -170,8 +175,9 @@ def _refuse_foreign(file: Path, keys: list[str]) -> None:
         raise AdapterError(_another_family(file, family))
     if kind := _foreign_kind(keys):
         raise AdapterError(
-            f"{file} is a {kind}; only plain LoRA is read, the one kind that loads everywhere; "
-            "ask its author for a LoRA, or extract one with the tool that made it"
+            f"{file} is a {kind}; LoRA, DoRA, LoHa and LoKr are read in kohya's form, and plain "
+            "LoRA in all; ask its author for a LoRA, the one kind that loads everywhere, or "
+            "extract one with the tool that made it"
         )
 
 
@@ -214,7 +220,7 @@ def _read_folder(folder: Path) -> Adapter:
     adapters = [_adapter(container) for container in _folder_containers(folder)]
     layers = {name: update for adapter in adapters for name, update in adapter.layers.items()}
     metadata = {k: v for adapter in adapters for k, v in adapter.metadata.items()}
-    return Adapter(family=adapters[0].family, layers=layers, metadata=metadata)
+    return Adapter(adapters[0].family, layers, metadata, adapters[0].masking)
 
 
 def _peft_alphas(settings_file: Path, found: Factors) -> dict[str, float]:

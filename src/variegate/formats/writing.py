@@ -39,6 +39,12 @@ def write(
     file = Path(file)
     if not adapter.layers:
         raise AdapterError(f"nothing to write to {file}: the adapter has no layers")
+    weakened = [n for n, u in adapter.layers.items() if getattr(u, "strength", 1.0) != 1.0]
+    if weakened:
+        raise AdapterError(
+            f"{weakened[0]} acts at a strength that no file can hold for its kind; write the "
+            "adapter as it was learnt and ask for the strength where it is used"
+        )
     unnamed = [n for n in adapter.layers if not n.startswith(("unet.", "text_encoder."))]
     if unnamed:
         raise AdapterError(f"layer {unnamed[0]!r} is neither of the unet nor of the text_encoder")
@@ -67,7 +73,11 @@ def convert(source: Path | str, target: Path | str, to: Form) -> Path:
     dtype = torch.float32
     if source.is_file():
         stored = open_container(source).tensors
-        kinds = {t.dtype for key, t in stored.items() if not key.endswith("alpha")}
+        kinds = {
+            t.dtype
+            for key, t in stored.items()
+            if t.is_floating_point() and not key.endswith("alpha")
+        }
         dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     return write(adapter, target, to, dtype=dtype)
 
@@ -75,7 +85,8 @@ def convert(source: Path | str, target: Path | str, to: Form) -> Path:
 def _write_file(
     adapter: Adapter, file: Path, stored: dict[str, Tensor], header: dict[str, str]
 ) -> None:
-    if faults := finite_faults(stored):
+    numbers = {key: t for key, t in stored.items() if t.is_floating_point()}
+    if faults := finite_faults(numbers):
         raise NotFinite(
             f"the adapter is not written to {file}: {faults[0]}; {len(faults)} of {len(stored)} "
             "tensors are so; take an earlier checkpoint, or a wider dtype"

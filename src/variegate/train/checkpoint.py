@@ -1,8 +1,9 @@
 """Checkpoints: whole or absent, checked on reading, bit-exact.
 
-A checkpoint is a folder `step-000100` with adapter.safetensors (a LoRA that any tool reads),
-optimizer.safetensors, state.json, and last of all manifest.json with every file's sha256. It is
-made under another name beside its place and renamed when it is whole.
+A checkpoint is a folder `step-000100` with adapter.safetensors (the adapter as others read it),
+optimizer.safetensors, state.json, factors.safetensors where the adapter's file would not give back
+what is trained to the bit, and last of all manifest.json with every file's sha256. It is made under
+another name beside its place and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ADAPTER, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+FACTORS = "factors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def save_checkpoint(
         formats.write(adapter, temporary / ADAPTER)
         (temporary / OPTIMIZER).write_bytes(safetensors.torch.save(optimizer))
         (temporary / STATE).write_text(json.dumps({"step": step, **state}))
-        names = (ADAPTER, OPTIMIZER, STATE)
+        names = [ADAPTER, OPTIMIZER, STATE]
+        if adapter.factors:
+            (temporary / FACTORS).write_bytes(safetensors.torch.save(adapter.factors))
+            names.append(FACTORS)
         for name in names:
             _sync(temporary / name)
         manifest = {"schema": SCHEMA, "files": {n: _sha256(temporary / n) for n in names}}
@@ -125,12 +130,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf8"))
         optimizer = safetensors.torch.load_file(path / OPTIMIZER)
+        kept = path / FACTORS
+        factors = safetensors.torch.load_file(kept) if kept.is_file() else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"checkpoint {path.name} cannot be used: {error}") from error
     return Checkpoint(
         step=int(state["step"]),
         path=path,
-        adapter=formats.read(path / ADAPTER),
+        adapter=replace(formats.read(path / ADAPTER), factors=factors),
         optimizer=optimizer,
         state=state,
     )
@@ -174,7 +181,7 @@ def _faults(path: Path) -> Iterator[str]:
         return
     if manifest.get("schema") != SCHEMA:
         yield f"it has schema {manifest.get('schema')}; this version reads {SCHEMA}"
-    for name in (ADAPTER, OPTIMIZER, STATE):
+    for name in dict.fromkeys((ADAPTER, OPTIMIZER, STATE, *files)):
         if not (path / name).is_file():
             yield f"{name} is missing"
         elif _sha256(path / name) != files.get(name):

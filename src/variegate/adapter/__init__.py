@@ -1,0 +1,22 @@
+"""What was learnt, free of any file format, and how it sits on a model.
+
+`noun` is the adapter, `updates` what one layer gets in each kind, `places` which layers learn,
+`tuners` PEFT's layers, `timed` T-LoRA's own, `begin` sizes and first weights, `attach` all of it
+on a model.
+"""
+
+from variegate.adapter.attach import Attached, attach, attached
+from variegate.adapter.noun import Adapter, Masking
+from variegate.adapter.places import PARTS
+from variegate.adapter.updates import LayerUpdate, Update
+
+__all__ = [
+    "PARTS",
+    "Adapter",
+    "Attached",
+    "LayerUpdate",
+    "Masking",
+    "Update",
+    "attach",
+    "attached",
+]

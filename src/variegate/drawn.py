@@ -20,7 +20,7 @@ from variegate.images import ImageSet, cache_dir
 from variegate.judged import link, short_hash
 from variegate.measure import PlannedPrompt, Verdict, foresee, prompt_plan
 from variegate.measure.prompts import as_base
-from variegate.models import StableDiffusion
+from variegate.models import DiffusionModel
 from variegate.models import load as load_model
 from variegate.progress import Say, silent
 from variegate.recipe import SamplingPlan
@@ -94,7 +94,7 @@ def measure_adapter(
 
 
 def draw_both(
-    model: StableDiffusion,
+    model: DiffusionModel,
     adapter: Adapter,
     plan: Sequence[PlannedPrompt],
     sampling: SamplingPlan,

@@ -94,7 +94,9 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(run.recipe.images))
         say("load base", 0, 0, run.recipe.base)
-        model = model or models.load(run.recipe.base, device=models.pick_device())
+        model = model or models.load(
+            run.recipe.base, device=models.pick_device(), clip_skip=run.recipe.clip_skip
+        )
         with _steady(model):
             _train(run, model, images, stop, say)
     return run
@@ -186,7 +188,9 @@ class Learner:
 
     def __post_init__(self) -> None:
         plan = self.recipe.optimizer
-        self.rates = {"unet": plan.lr, "text_encoder": plan.text_encoder_lr or plan.lr / 2}
+        reading = plan.text_encoder_lr or plan.lr / 2
+        parts = [group["name"] for group in self.on.parameters]
+        self.rates = {p: reading if p.startswith("text") else plan.lr for p in parts}
         groups = [
             {"params": group["params"], "name": group["name"], "lr": self.rates[group["name"]]}
             for group in self.on.parameters
@@ -199,7 +203,12 @@ class Learner:
             fused=device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
-        self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+        self.words = Words(
+            self.model,
+            self.on,
+            learns=self.recipe.adapter.text_encoder,
+            pixels=picture_side(self.recipe, self.model),
+        )
 
     def learn(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
         """One optimizer step: the learning rate it took and its loss terms.
@@ -263,10 +272,10 @@ class Learner:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
-    def _ask(self, rows: Rows, embeddings: Float[Tensor, "b t d"]) -> Float[Tensor, "b c y x"]:
+    def _ask(self, rows: Rows, words: models.Conditioning) -> Float[Tensor, "b c y x"]:
         device = self.model.device
         noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
-        answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), embeddings)
+        answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), words)
         return answer.float()
 
     def _move(self, loss: Tensor, batch: Batch, step: int) -> float:
@@ -425,9 +434,9 @@ def _check_finite(losses: Float[Tensor, " b"], batch: Batch, step: int) -> None:
 
 @contextmanager
 def _steady(model: Any) -> Iterator[None]:
-    """The UNet in the memory layout that convolutions are quickest in, as it was afterwards."""
-    model.unet.to(memory_format=torch.channels_last)
+    """The network in the memory layout that convolutions are quickest in, as it was afterwards."""
+    model.network.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
-        model.unet.to(memory_format=torch.contiguous_format)
+        model.network.to(memory_format=torch.contiguous_format)

@@ -24,9 +24,14 @@ from variegate import seeds
 from variegate.errors import AdapterError
 from variegate.recipe import AdapterPlan
 
-PARTS = ("unet", "text_encoder")
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+TEXT_PARTS = ("text_encoder", "text_encoder_2")  # T5 is not learnt
+# A UNet's names, then those that SD 3's transformer has beside them for the words.
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 # What LoCon (kohya's conv_dim, LyCORIS) learns beside: ResNet blocks, resampling, 1x1 projections.
 CONVOLUTION = (
     *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out"),
@@ -166,7 +171,7 @@ class Attached:
     def named_parameters(self, part: str = "") -> Iterator[tuple[str, nn.Parameter]]:
         """(`<layer>.down` or `<layer>.up`, factor), layers in a fixed order."""
         for name, layer in self._layers.items():
-            if name.startswith(part):
+            if not part or name.startswith(f"{part}."):
                 yield f"{name}.down", layer.lora_A[_SLOT].weight
                 yield f"{name}.up", layer.lora_B[_SLOT].weight
 
@@ -271,14 +276,16 @@ def _rank(module: nn.Module, plan: AdapterPlan) -> tuple[int, float]:
 def _targets(model: Any, plan: AdapterPlan) -> Iterator[tuple[str, nn.Module]]:
     inner = ATTENTION + (FEEDFORWARD if "feedforward" in plan.layers else ())
     outer = CONVOLUTION if "convolution" in plan.layers else ()
-    for path, module in model.unet.named_modules():
-        ends = inner if ".transformer_blocks." in path else outer
+    part = "unet" if hasattr(model, "unet") else "transformer"
+    for path, module in getattr(model, part).named_modules():
+        ends = inner if ".transformer_blocks." in f".{path}" else outer
         if path.endswith(tuple(f".{end}" for end in ends)):
-            yield f"unet.{path}", module
-    if plan.text_encoder:
-        for path, module in model.text_encoder.named_modules():
+            yield f"{part}.{path}", module
+    for part in TEXT_PARTS if plan.text_encoder else ():
+        encoder = getattr(model, part, None)
+        for path, module in encoder.named_modules() if encoder is not None else ():
             if path.endswith(tuple(f".self_attn.{end}" for end in TEXT_ATTENTION)):
-                yield f"text_encoder.text_model.{path.removeprefix('text_model.')}", module
+                yield f"{part}.text_model.{path.removeprefix('text_model.')}", module
 
 
 def _find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:
@@ -335,7 +342,9 @@ def _inject(
     """PEFT layers in the places of `modules`, by the same names, in the same order."""
     layers: dict[str, Any] = {}
     for part in PARTS:
-        names = {id(module): name for name, module in modules.items() if name.startswith(part)}
+        names = {
+            id(module): name for name, module in modules.items() if name.startswith(f"{part}.")
+        }
         if not names:
             continue
         root = getattr(model, part)

@@ -111,7 +111,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "alpha": largest.alpha,
         "ranks": sorted({update.rank for update in updates}),
         "alphas": sorted({update.alpha for update in updates}),
-        "text_encoder": any(name.startswith("text_encoder.") for name in adapter.layers),
+        "text_encoder": any(name.startswith("text_encoder") for name in adapter.layers),
         "parameters": sum(update.down.numel() + update.up.numel() for update in updates),
     }
 
@@ -120,7 +120,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text)} characters)"
 
 
-def _adapter(container: Container) -> Adapter:
+def _adapter(container: Container, part: str = "") -> Adapter:
     file, tensors, metadata = container.file, container.tensors, container.metadata
     _refuse_foreign(file, list(tensors))
     alphas: dict[str, float] = {}
@@ -131,13 +131,13 @@ def _adapter(container: Container) -> Adapter:
     if form == "kohya":
         found = kohya.factors(tensors)
     else:
-        found = diffusers.factors(tensors)
+        found = diffusers.factors(tensors, part)
         beside = file.with_name(PEFT_SETTINGS)
         if diffusers.HEADER in metadata:
             alphas = diffusers.alphas_of_header(metadata[diffusers.HEADER], found)
         elif form == "peft" and beside.is_file():
             alphas = _peft_alphas(beside, found)
-    return _joined(file, tensors, found, alphas, metadata)
+    return _joined(file, tensors, found, alphas, metadata, form)
 
 
 def _joined(
@@ -146,6 +146,7 @@ def _joined(
     found: Factors,
     alphas: dict[str, float],
     metadata: dict[str, str],
+    form: Form,
 ) -> Adapter:
     layers = found.joined(alphas)
     faults = [*found.faults, *finite_faults(tensors)]
@@ -159,8 +160,12 @@ def _joined(
         raise AdapterError(f"{file} cannot be used as an adapter:\n{listed}{more}")
     shapes = {name: tuple(update.down.shape) for name, update in layers.items()}
     family = family_of(shapes, metadata)
-    if family == "sdxl":
-        raise AdapterError(_another_family(file, "Stable Diffusion XL"))
+    if family == "sdxl" and form == "kohya":
+        raise AdapterError(
+            f"{file} was made for Stable Diffusion XL in kohya's form, which is not read for that "
+            "family yet; expected diffusers' form (lora_A and lora_B): load it with diffusers and "
+            "save it with save_lora_weights"
+        )
     notes = {k: v for k, v in metadata.items() if k != diffusers.HEADER}
     return Adapter(family=family, layers=layers, metadata=notes)
 
@@ -178,7 +183,7 @@ def _refuse_foreign(file: Path, keys: list[str]) -> None:
 def _another_family(file: Path, family: str) -> str:
     return (
         f"{file} was made for {family}; this family comes later; expected an adapter of "
-        "Stable Diffusion 1.x or 2.x"
+        "Stable Diffusion 1.x, 2.x, XL or 3"
     )
 
 
@@ -211,10 +216,18 @@ def _folder_containers(folder: Path) -> list[Container]:
 
 
 def _read_folder(folder: Path) -> Adapter:
-    adapters = [_adapter(container) for container in _folder_containers(folder)]
+    adapters = [
+        _adapter(container, _part_of(container)) for container in _folder_containers(folder)
+    ]
     layers = {name: update for adapter in adapters for name, update in adapter.layers.items()}
     metadata = {k: v for adapter in adapters for k, v in adapter.metadata.items()}
     return Adapter(family=adapters[0].family, layers=layers, metadata=metadata)
+
+
+def _part_of(container: Container) -> str:
+    """The model whose folder the file lies in, or ""."""
+    home = container.file.parent.name
+    return home if home in diffusers.PARTS else ""
 
 
 def _peft_alphas(settings_file: Path, found: Factors) -> dict[str, float]:

@@ -7,14 +7,14 @@ nowhere else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float, Real
-from torch import Tensor, nn
+from torch import Tensor
 
 from variegate.diffusion import NoiseSchedule
 from variegate.models.samplers import noise_schedule, sampler
@@ -41,24 +41,27 @@ class Conditioning:
     def __getitem__(self, rows: slice | int | list[int]) -> Conditioning:
         """Some rows; a number gives that row alone, still as a row."""
         picked = [rows] if isinstance(rows, int) else rows
-        return Conditioning(*(part if part is None else part[picked] for part in self._parts()))
+        return self._each(lambda part: part[picked])
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
         """The rows of several, one after another."""
-        columns = zip(*(part._parts() for part in parts), strict=True)
-        return Conditioning(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+        def joined(name: str) -> Any:
+            column = [getattr(part, name) for part in parts]
+            return None if column[0] is None else torch.cat(column)
+
+        return Conditioning(joined("embeddings"), joined("pooled"), joined("sizes"))
 
     def repeat(self, times: int) -> Conditioning:
         """All rows, so many times over."""
         return Conditioning.join([self] * times)
 
     def detach(self) -> Conditioning:
-        return Conditioning(*(part if part is None else part.detach() for part in self._parts()))
+        return self._each(Tensor.detach)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        moved = (p if p is None else p.to(device=device, dtype=dtype) for p in self._parts())
-        return Conditioning(*moved)
+        return self._each(lambda part: part.to(device=device, dtype=dtype))
 
     def sized(self, sizes: Float[Tensor, "b 6"]) -> Conditioning:
         """The same with a size of its own for each row; as it is where the family reads none."""
@@ -66,8 +69,12 @@ class Conditioning:
             return self
         return replace(self, sizes=sizes.to(self.sizes))
 
-    def _parts(self) -> tuple[Any, ...]:
-        return self.embeddings, self.pooled, self.sizes
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        return Conditioning(
+            change(self.embeddings),
+            None if self.pooled is None else change(self.pooled),
+            None if self.sizes is None else change(self.sizes),
+        )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -98,8 +105,8 @@ class DiffusionModel(ABC):
 
     @property
     @abstractmethod
-    def network(self) -> nn.Module:
-        """What predicts: the UNet or the transformer."""
+    def network(self) -> Any:
+        """What predicts: the UNet or the transformer, one of diffusers' modules."""
 
     @abstractmethod
     def embed(self, prompts: list[str], *, pixels: int | None = None) -> Conditioning:

@@ -31,7 +31,7 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 FLOW_SAMPLERS = ("ddim", "euler")
 
 
-class FlowEuler(FlowMatchEulerDiscreteScheduler):
+class FlowEuler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """Euler's steps along a flow, with the two entries that other schedulers have."""
 
     init_noise_sigma = 1.0

@@ -258,6 +258,7 @@ class Learner:
                 steps=recipe.optimizer.steps if step is None else step,
                 seed=recipe.seed,
                 lr=recipe.optimizer.lr,
+                clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
                 notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
             )
         )

@@ -233,7 +233,15 @@ def _projected(width: int, projection: int) -> CLIPTextModelWithProjection:
 
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        T5Config(
+            vocab_size=100,
+            d_model=32,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            tie_word_embeddings=False,
+        )
     )
 
 

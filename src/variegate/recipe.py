@@ -156,7 +156,10 @@ class SamplingPlan(Entry):
 class Recipe(Entry):
     """Everything that was asked of one run."""
 
-    base: str = Field("pocket", description="'pocket', a diffusers folder, or a hub name")
+    base: str = Field(
+        "pocket",
+        description="'pocket', a diffusers folder, a .safetensors checkpoint, or a hub name",
+    )
     images: str = Field("", description="folder of training pictures")
     trigger: str = Field("", description="the word that calls the subject")
     class_noun: str = Field("", description="what the subject is to the base")

@@ -70,7 +70,7 @@ def _tell_story(
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
-    model = model or load_model(recipe.base, device=pick_device())
+    model = model or load_model(recipe.base, device=pick_device(), clip_skip=recipe.clip_skip)
     looked = audit(
         pictures,
         trigger=recipe.trigger or None,

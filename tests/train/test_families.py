@@ -12,6 +12,7 @@ from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
 
 from variegate import formats, seeds
+from variegate.errors import BaseError, RecipeError
 from variegate.models import load
 from variegate.recipe import SamplingPlan
 from variegate.sample import Request, sample
@@ -109,5 +110,19 @@ def test_clip_skip_is_part_of_what_a_run_stands_on(images: Path, tmp_path: Path)
     }
     one, two = (runs[skip].read_journal("step")[0]["loss"] for skip in (1, 2))
     assert one != two
-    assert formats.read(runs[2].adapter_file).metadata["ss_clip_skip"] == "2"
-    assert "ss_clip_skip" not in formats.read(runs[1].adapter_file).metadata
+    one_file, two_file = (formats.read(runs[skip].adapter_file).metadata for skip in (1, 2))
+    assert two_file["ss_clip_skip"] == "2"
+    assert "ss_clip_skip" not in one_file
+    assert [formats.clip_skip_of(found) for found in (one_file, two_file)] == [1, 2]
+    again = tiny_recipe(tmp_path / "base", images, clip_skip=2, **entries)
+    with pytest.raises(RecipeError, match="clip_skip: found 2, but the model"):
+        train(again, out=tmp_path / "other", model=load(str(tmp_path / "base")))
+
+
+def test_a_sampler_that_cannot_follow_a_flow_is_refused_before_training(
+    images: Path, tmp_path: Path
+) -> None:
+    write_tiny_sd3(tmp_path / "base", t5=False)
+    recipe = tiny_recipe(tmp_path / "base", images, sampling={"sampler": "euler_a"})
+    with pytest.raises(BaseError, match="'euler_a' cannot follow"):
+        train(recipe, out=tmp_path / "run")

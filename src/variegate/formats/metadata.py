@@ -39,7 +39,7 @@ def describe(
     steps: int | None = None,
     seed: int | None = None,
     lr: float | None = None,
-    clip_skip: int | None = None,
+    clip_skip: int = 1,
     tags: Mapping[str, int] | None = None,
     started: float | None = None,
     author: str = "",
@@ -67,7 +67,7 @@ def describe(
         "ss_steps": steps,
         "ss_seed": seed,
         "ss_learning_rate": lr,
-        "ss_clip_skip": clip_skip,
+        "ss_clip_skip": clip_skip if clip_skip > 1 else None,
         "ss_training_started_at": started,
         "ss_tag_frequency": json.dumps({name or "pictures": dict(tags)}) if tags else None,
         "modelspec.title": name,
@@ -79,7 +79,12 @@ def describe(
         "modelspec.trigger_phrase": trigger,
         "modelspec.prediction_type": PREDICTIONS.get(prediction),
         OURS: json.dumps(
-            {**(notes or {}), "family": "pocket" if base == "pocket" else family}, sort_keys=True
+            {
+                **(notes or {}),
+                **({"clip_skip": clip_skip} if clip_skip > 1 else {}),
+                "family": "pocket" if base == "pocket" else family,
+            },
+            sort_keys=True,
         ),
     }
     return {key: str(value) for key, value in facts.items() if value not in (None, "")}
@@ -180,6 +185,15 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}
+
+
+def clip_skip_of(metadata: Mapping[str, str]) -> int:
+    """The clip skip that an adapter of ours was trained with, as A1111 counts; 1 where none is said.
+
+    Others' `ss_clip_skip` is not followed: it is often a leftover that their trainers disregard.
+    """
+    said = own_notes(metadata).get("clip_skip", 1)
+    return said if isinstance(said, int) and said >= 1 else 1
 
 
 def trigger_of(metadata: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@ from variegate.models.folder import POCKET, ModelFolder, locate, open_folder
 from variegate.models.sd import StableDiffusion
 from variegate.models.sd3 import StableDiffusion3
 from variegate.models.sdxl import StableDiffusionXL
+from variegate.models.single_file import open_single, read_single
 
 CLASSES: dict[str, Any] = {
     "UNet2DConditionModel": UNet2DConditionModel,
@@ -54,25 +55,34 @@ def load(
     dtype: torch.dtype = torch.float32,
     clip_skip: int = 1,
 ) -> DiffusionModel:
-    """The base behind "pocket", a diffusers folder, or a hub name of the form owner/name.
+    """The base behind "pocket", a diffusers folder, a .safetensors checkpoint, or a hub name of the
+    form owner/name.
 
     clip_skip: as A1111 counts, 1 for the text encoder's own last layer; see `DiffusionModel`.
 
     Raises: BaseError when it is missing, incomplete, a pickle, or of another family.
     """
-    path = locate(str(name_or_path))
-    folder = open_folder(path)
-    parts, options = _read_parts(folder, dtype), _options(folder)
-    name, fingerprint, config = str(name_or_path), folder.fingerprint, folder.scheduler_config
-    _check_fit(name, folder.layout, parts)
+    path, name = locate(str(name_or_path)), str(name_or_path)
+    options: dict[str, Any] = {}
+    if path.is_file():
+        file = open_single(path)
+        layout, fingerprint = file.blueprint.layout, file.fingerprint
+        parts, config = read_single(file, dtype)
+        if "text_encoder_3" in parts:
+            parts["tokenizer_3"] = read_tokenizer(path.parent / "tokenizer_3", T5TokenizerFast)
+    else:
+        folder = open_folder(path)
+        layout, fingerprint, config = folder.layout, folder.fingerprint, folder.scheduler_config
+        parts, options = _read_parts(folder, dtype), _options(folder)
+    _check_fit(name, layout, parts)
     _check_skip(name, parts, clip_skip)
     for part in parts.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval().to(device)
-    model: DiffusionModel = MODELS[folder.layout](
+    model: DiffusionModel = MODELS[layout](
         name=name,
         id=fingerprint if clip_skip == 1 else f"{fingerprint}-skip{clip_skip}",
-        family=_family(folder.layout, parts),
+        family=_family(layout, parts),
         pocket=path == POCKET,
         scheduler_config=config,
         device=torch.device(device),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from variegate import formats, models, seeds
 from variegate.adapter import Attached, attach
-from variegate.errors import Interrupted, NotFinite, RunError
+from variegate.errors import Interrupted, NotFinite, RecipeError, RunError
 from variegate.images import ImageSet
 from variegate.progress import Say, silent
 from variegate.recipe import OptimizerPlan, Recipe
@@ -97,9 +97,20 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         model = model or models.load(
             run.recipe.base, device=models.pick_device(), clip_skip=run.recipe.clip_skip
         )
+        _check_fit(model, run.recipe)
         with _steady(model):
             _train(run, model, images, stop, say)
     return run
+
+
+def _check_fit(model: Any, recipe: Recipe) -> None:
+    """Raises: RecipeError or BaseError now for what would fail, or mislead, once all is learnt."""
+    if model.clip_skip != recipe.clip_skip:
+        raise RecipeError(
+            f"clip_skip: found {recipe.clip_skip}, but the model that was handed over was loaded "
+            f"with {model.clip_skip}; load it with the recipe's"
+        )
+    model.sampler(recipe.sampling.sampler)
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -258,7 +269,7 @@ class Learner:
                 steps=recipe.optimizer.steps if step is None else step,
                 seed=recipe.seed,
                 lr=recipe.optimizer.lr,
-                clip_skip=recipe.clip_skip if recipe.clip_skip > 1 else None,
+                clip_skip=recipe.clip_skip,
                 notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
             )
         )

@@ -102,6 +102,14 @@ class NoiseSchedule:
         alpha, sigma = self.levels(t, x0)
         return alpha * x0 + sigma * noise
 
+    def unseen(self, noise: Float[Tensor, "b *d"], t: Int[Tensor, " b"]) -> Float[Tensor, "b *d"]:
+        """Noise alone in the place of x_t, with the power that x_t has of pictures of unit power:
+        1 where alpha^2 + sigma^2 = 1, less along a flow."""
+        if self.prediction != "flow":
+            return noise
+        alpha, sigma = self.levels(t, noise)
+        return noise * (alpha.square() + sigma.square()).sqrt()
+
     def target(
         self, x0: Float[Tensor, "b *d"], noise: Float[Tensor, "b *d"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b *d"]:

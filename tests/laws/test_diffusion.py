@@ -89,6 +89,16 @@ def test_a_flow_is_the_straight_line_from_the_picture_to_noise() -> None:
     torch.testing.assert_close(weights, torch.tensor([0.0, 5 / 16, 1e-6, 0.0]))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_noise_alone_has_the_power_of_what_it_stands_for(prediction: str) -> None:
+    s = schedule(prediction)
+    x0, noise, _ = rows(200)
+    for level in (5, 25, 45):
+        t = torch.full((200,), level)
+        power = s.noised(x0, noise, t).square().mean()
+        torch.testing.assert_close(s.unseen(noise, t).square().mean(), power, atol=0.03, rtol=0)
+
+
 def test_a_flows_training_levels_are_logit_normal_and_shifted() -> None:
     """The median of a logit-normal is 1/2; shifted by 3 it is 3/4, and quartiles go along."""
     for shift, expected in ((1.0, (0.338, 0.5, 0.662)), (3.0, (0.605, 0.75, 0.855))):

@@ -16,7 +16,7 @@ from variegate.errors import BaseError, RecipeError
 from variegate.models import load
 from variegate.recipe import SamplingPlan
 from variegate.sample import Request, sample
-from variegate.train import result, train
+from variegate.train import result, resume, train
 from variegate.train.checkpoint import latest_checkpoint
 
 WRITERS: dict[str, Any] = {"sdxl": write_tiny_sdxl, "sd3": write_tiny_sd3}
@@ -68,6 +68,37 @@ def test_a_family_learns_with_every_strategy_and_is_sampled_with_it(
         for name, adapter in (("bare", None), ("own", learnt))
     )
     assert np.abs(bare - own).max() > 2
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_resumed_run_of_a_family_is_one_that_never_stopped(
+    kind: str, images: Path, tmp_path: Path
+) -> None:
+    base = WRITERS[kind](tmp_path / kind)
+    recipe = tiny_recipe(
+        base,
+        images,
+        strategies={"stay_near": {}},
+        adapter={"text_encoder": True, "dropout": 0.2},
+        optimizer={"steps": 3},
+        checkpoints={"every": 2},
+        probes={"every": 9, "triples": 3},
+    )
+    model = load(str(base))
+    whole = train(recipe, out=tmp_path / "whole", model=model)
+
+    def crash(phase: str, done: int, total: int, note: str) -> None:
+        if (phase, done) == ("train", 2):
+            raise RuntimeError("pulled")
+
+    with pytest.raises(RuntimeError, match="pulled"):
+        train(recipe, out=tmp_path / "torn", model=model, say=crash)
+    resumed = formats.read(resume(tmp_path / "torn", model=model).adapter_file).layers
+    expected = formats.read(whole.adapter_file).layers
+    assert resumed.keys() == expected.keys()
+    for name, update in expected.items():
+        assert torch.equal(resumed[name].down, update.down), name
+        assert torch.equal(resumed[name].up, update.up), name
 
 
 def test_a_flow_is_trained_on_its_own_levels_towards_noise_less_picture(

@@ -188,7 +188,7 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def clip_skip_of(metadata: Mapping[str, str]) -> int:
-    """The clip skip that an adapter of ours was trained with, as A1111 counts; 1 where none is said.
+    """The clip skip that an adapter of ours was trained with, as A1111 counts; 1 if it says none.
 
     Others' `ss_clip_skip` is not followed: it is often a leftover that their trainers disregard.
     """

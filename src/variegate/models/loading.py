@@ -25,7 +25,13 @@ from transformers.utils import logging as transformers_logging
 
 from variegate.errors import BaseError
 from variegate.models.face import DiffusionModel, Family
-from variegate.models.folder import POCKET, ModelFolder, locate, open_folder
+from variegate.models.folder import (
+    POCKET,
+    TRANSFORMERS_STEM,
+    ModelFolder,
+    locate,
+    open_folder,
+)
 from variegate.models.sd import StableDiffusion
 from variegate.models.sd3 import StableDiffusion3
 from variegate.models.sdxl import StableDiffusionXL
@@ -131,7 +137,7 @@ def read_tokenizer(home: Path, kind: Any) -> Any:
 
 def _read_weights(folder: ModelFolder, name: str, dtype: torch.dtype) -> nn.Module:
     home = folder.path / name
-    library, kind = folder.index[name]
+    kind = folder.index[name][1]
     try:
         module, notes = CLASSES[kind].from_pretrained(
             str(home),
@@ -139,7 +145,7 @@ def _read_weights(folder: ModelFolder, name: str, dtype: torch.dtype) -> nn.Modu
             local_files_only=True,
             variant=folder.variants[name],
             output_loading_info=True,
-            **{"dtype" if library == "transformers" else "torch_dtype": dtype},
+            **{"dtype" if folder.parts[name].stem == TRANSFORMERS_STEM else "torch_dtype": dtype},
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise BaseError(f"{home}: its weights cannot be read: {error}") from error

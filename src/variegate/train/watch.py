@@ -152,7 +152,8 @@ class Watch:
     def _start(self, prompt: str, shape: tuple[int, ...]) -> Rows:
         level = int(EARLY * self._schedule.timesteps)
         noise = torch.randn(NOISES, *shape, generator=seeds.at(self._seed, "probe start"))
-        return Rows(noise, torch.full((NOISES,), level), [prompt] * NOISES)
+        timesteps = torch.full((NOISES,), level)
+        return Rows(self._schedule.unseen(noise, timesteps), timesteps, [prompt] * NOISES)
 
     def _variety(self, rows: Rows, predict: Predict) -> float:
         prediction = _in_parts(rows, predict)

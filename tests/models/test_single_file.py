@@ -179,9 +179,14 @@ def test_weights_that_are_missing_odd_or_misshapen_are_told(
     assert f"1 weights of its UNet have no place in it, such as {more}" in refusal(file)
     write_single_file(folders["sd1"], file, "sd1", extra={key: torch.ones(7)})
     assert "such as conv_out.bias is (7,), expected (4,)" in refusal(file)
+    write_single_file(folders["sdxl"], file, "sdxl", leave="model.diffusion_model.label_emb")
+    assert "(sdxl): 'label_emb.0.0.weight' is missing; the file is incomplete" in refusal(file)
     write_single_file(folders["sd3"], file, "sd3", leave="model.diffusion_model.x_embedder")
     (tmp_path / "tokenizer_3").symlink_to(folders["sd3"] / "tokenizer_3")
     assert "'x_embedder.proj.weight' is missing; the file is incomplete" in refusal(file)
+    odd = {"model.diffusion_model.joint_blocks.1.x_block.odd.weight": torch.ones(1)}
+    write_single_file(folders["sd3"], file, "sd3", extra=odd)
+    assert "1 weights of its transformer have no place in it, such as joint" in refusal(file)
 
 
 def test_clips_tokenizer_gives_clips_own_ids() -> None:

@@ -131,37 +131,15 @@ def read_single(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], d
 
     Raises: BaseError when weights are missing, left over, or of another shape.
     """
-    tensors = safetensors.torch.load_file(file.path)
-    if file.family == "sd3":
-        for part, other in file.beside.items():
-            prefix = SD3_ENCODERS[part][0]
-            tensors |= {prefix + k: v for k, v in safetensors.torch.load_file(other).items()}
-    scheduler = _scheduler(file, tensors)
-    plan, parts = file.blueprint, dict[str, Any]()
-    if file.family == "sd3":
-        parts["transformer"] = _transformer(file, tensors, dtype)
-    else:
-        settings = dict(plan.network)
-        if file.family == "sd2" and scheduler["prediction_type"] == "v_prediction":
-            settings["sample_size"] = settings["sample_size"] * 3 // 2
-        with init_empty_weights(include_buffers=False):
-            unet = UNet2DConditionModel(**settings)
-        weights = converters.convert_ldm_unet_checkpoint(tensors, dict(unet.config))
-        _check_all_taken(file, tensors, weights)
-        parts["unet"] = _filled(file, "UNet", unet, weights, dtype)
-    with init_empty_weights(include_buffers=False):
-        vae = AutoencoderKL(**plan.vae)
-    weights = converters.convert_ldm_vae_checkpoint(tensors, dict(vae.config))
-    parts["vae"] = _filled(file, "autoencoder", vae, weights, dtype)
-    for part in plan.encoders:
-        encoder = _encoder(file, part, tensors, dtype)
-        if encoder is not None:
-            parts[part] = encoder
-    padding = {"tokenizer": "!" if file.family == "sd2" else "<|endoftext|>", "tokenizer_2": "!"}
-    for name, pad in padding.items():
-        if name.replace("tokenizer", "text_encoder") in parts:
-            parts[name] = clip_tokenizer(pad=pad)
-    return parts, scheduler
+    try:
+        return _read(file, dtype)
+    except KeyError as error:
+        raise BaseError(
+            f"base model {file.path} ({file.family}): {error} is missing; the file is incomplete: "
+            "copy or download it again"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise BaseError(f"base model {file.path} cannot be read: {error}") from error
 
 
 def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -185,6 +163,42 @@ def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
         vocabulary.write_text(json.dumps(ids), encoding="utf8")
         merges.write_text(text, encoding="utf8")
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77, pad_token=pad)
+
+
+def _read(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+    tensors = safetensors.torch.load_file(file.path)
+    if file.family == "sd3":
+        for part, other in file.beside.items():
+            prefix = SD3_ENCODERS[part][0]
+            tensors |= {prefix + k: v for k, v in safetensors.torch.load_file(other).items()}
+    scheduler = _scheduler(file, tensors)
+    plan, parts = file.blueprint, dict[str, Any]()
+    if file.family == "sd3":
+        parts["transformer"] = _transformer(file, tensors, dtype)
+    else:
+        settings = dict(plan.network)
+        if file.family == "sd2" and scheduler["prediction_type"] == "v_prediction":
+            settings["sample_size"] = settings["sample_size"] * 3 // 2
+        with init_empty_weights(include_buffers=False):
+            unet = UNet2DConditionModel(**settings)
+        weights = converters.convert_ldm_unet_checkpoint(tensors, dict(unet.config))
+        taken = {id(tensor) for tensor in weights.values()}
+        own = [k for k, v in tensors.items() if k.startswith(NETWORK) and id(v) not in taken]
+        _check_none_left(file, "UNet", own)
+        parts["unet"] = _filled(file, "UNet", unet, weights, dtype)
+    with init_empty_weights(include_buffers=False):
+        vae = AutoencoderKL(**plan.vae)
+    weights = converters.convert_ldm_vae_checkpoint(tensors, dict(vae.config))
+    parts["vae"] = _filled(file, "autoencoder", vae, weights, dtype)
+    for part in plan.encoders:
+        encoder = _encoder(file, part, tensors, dtype)
+        if encoder is not None:
+            parts[part] = encoder
+    padding = {"tokenizer": "!" if file.family == "sd2" else "<|endoftext|>", "tokenizer_2": "!"}
+    for name, pad in padding.items():
+        if name.replace("tokenizer", "text_encoder") in parts:
+            parts[name] = clip_tokenizer(pad=pad)
+    return parts, scheduler
 
 
 def _family(path: Path, keys: Iterable[str]) -> str:
@@ -254,41 +268,34 @@ def _scheduler(file: SingleFile, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _transformer(file: SingleFile, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """SD 3's transformer: its sizes are in its shapes, but for the width of a head."""
-    own = {k.removeprefix(NETWORK): v for k, v in tensors.items() if _of_transformer(k)}
+    start = NETWORK if _has(tensors, NETWORK) else ""
+    own = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
     head = file.blueprint.network["attention_head_dim"]
-    try:
-        width, read = own["context_embedder.weight"].shape
-        patch = own["x_embedder.proj.weight"]
-        out = own["final_layer.linear.weight"].shape[0]
-        blocks = 1 + max(int(k.split(".")[1]) for k in own if k.startswith("joint_blocks."))
-        dual = sorted({int(k.split(".")[1]) for k in own if ".x_block.attn2." in k})
-        normed = any(".ln_q." in k for k in own)
-        settings = {
-            **file.blueprint.network,
-            "patch_size": patch.shape[-1],
-            "in_channels": patch.shape[1],
-            "out_channels": out // patch.shape[-1] ** 2,
-            "num_layers": blocks,
-            "num_attention_heads": width // head,
-            "joint_attention_dim": read,
-            "caption_projection_dim": width,
-            "pooled_projection_dim": own["y_embedder.mlp.0.weight"].shape[1],
-            "pos_embed_max_size": math.isqrt(own["pos_embed"].shape[1]),
-            "dual_attention_layers": tuple(dual),
-            "qk_norm": "rms_norm" if normed else None,
-        }
-        weights = converters.convert_sd3_transformer_checkpoint_to_diffusers(own)
-    except KeyError as error:
-        raise BaseError(
-            f"base model {file.path} (sd3): {error} is missing; the file is incomplete"
-        ) from error
+    width, read = own["context_embedder.weight"].shape
+    patch = own["x_embedder.proj.weight"]
+    out = own["final_layer.linear.weight"].shape[0]
+    blocks = 1 + max(int(k.split(".")[1]) for k in own if k.startswith("joint_blocks."))
+    dual = sorted({int(k.split(".")[1]) for k in own if ".x_block.attn2." in k})
+    settings = {
+        **file.blueprint.network,
+        "patch_size": patch.shape[-1],
+        "in_channels": patch.shape[1],
+        "out_channels": out // patch.shape[-1] ** 2,
+        "num_layers": blocks,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": read,
+        "caption_projection_dim": width,
+        "pooled_projection_dim": own["y_embedder.mlp.0.weight"].shape[1],
+        "pos_embed_max_size": math.isqrt(own["pos_embed"].shape[1]),
+        "dual_attention_layers": tuple(dual),
+        "qk_norm": "rms_norm" if any(".ln_q." in k for k in own) else None,
+    }
+    weights = converters.convert_sd3_transformer_checkpoint_to_diffusers(own)
+    # It takes out what it takes over.
+    _check_none_left(file, "transformer", [k for k in own if k.startswith("joint_blocks.")])
     with init_empty_weights(include_buffers=False):
         transformer = SD3Transformer2DModel(**settings)
     return _filled(file, "transformer", transformer, weights, dtype)
-
-
-def _of_transformer(key: str) -> bool:
-    return key.startswith(NETWORK) or not key.startswith((*VAES, "text_encoders."))
 
 
 def _encoder(
@@ -341,16 +348,12 @@ def _as_nested(weights: dict[str, Tensor], module: nn.Module) -> dict[str, Tenso
     return {k: v for k, v in nested.items() if not k.startswith("text_projection") or k in known}
 
 
-def _check_all_taken(
-    file: SingleFile, tensors: dict[str, Tensor], weights: dict[str, Tensor]
-) -> None:
+def _check_none_left(file: SingleFile, part: str, left: list[str]) -> None:
     """Raises: BaseError when the converter, which passes over what it does not look for, did so."""
-    taken = {id(tensor) for tensor in weights.values()}
-    left = [k for k, v in tensors.items() if k.startswith(NETWORK) and id(v) not in taken]
     if left:
         raise BaseError(
             f"base model {file.path} was taken for {file.family} by its keys, but {len(left)} "
-            f"weights of its UNet have no place in it, such as {min(left)}; expected {EXPECTED}"
+            f"weights of its {part} have no place in it, such as {min(left)}; expected {EXPECTED}"
         )
 
 

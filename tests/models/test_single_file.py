@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
-from tests.models.ldm import config, write_single_file
+from tests.models.ldm import config, original_unet, write_single_file
 from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from torch import nn
 from transformers import (
@@ -255,3 +255,18 @@ def test_sd3s_blueprint_fits_the_published_transformer(monkeypatch: pytest.Monke
         )
     found = sum(p.numel() for p in module.parameters())
     assert found == pytest.approx(2.03e9, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_name_of_a_published_unet_finds_its_place(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the true depth, where block 1 is not block 10; shapes only."""
+    monkeypatch.undo()
+    with init_empty_weights():
+        unet = UNet2DConditionModel(**BLUEPRINTS[family].network)
+    settings, known = dict(unet.config), unet.state_dict()
+    assert len(known) == {"sd1": 686, "sd2": 686, "sdxl": 1680}[family]
+    original = {f"{single_file.NETWORK}{k}": v for k, v in original_unet(known, settings).items()}
+    found = single_file.converters.convert_ldm_unet_checkpoint(original, settings)
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in known.items()}

@@ -196,7 +196,7 @@ def sample(
     """Draw every prompt with every seed."""
     from variegate import recipes
     from variegate import sample as room
-    from variegate.formats import read
+    from variegate.formats import clip_skip_of, read
     from variegate.models import load, pick_device
 
     base = base or "pocket"
@@ -207,7 +207,8 @@ def sample(
     first = seed or 0
     wanted = room.grid(prompt, range(first, first + seeds))
     out = out.resolve()
-    model = load(base, device=pick_device())
+    skip = clip_skip_of(learnt.metadata) if learnt else 1
+    model = load(base, device=pick_device(), clip_skip=skip)
     pictures = room.sample(
         model, learnt, wanted, plan=plan, out=out, negative=negative, say=door.say
     )
@@ -475,7 +476,7 @@ def _recipe(
     """What the words on the command line ask for, with absolute paths."""
     from variegate import recipes
 
-    if base is not None and base != "pocket" and Path(base).is_dir():
+    if base is not None and base != "pocket" and Path(base).exists():
         base = str(Path(base).resolve())
     asked = recipes.read(
         recipe or recipes.default_for(base),

@@ -14,13 +14,13 @@ from variegate.elsewhere import check_free, measure_sets, names_word
 from variegate.encoders import load_encoders
 from variegate.encoders.faces import load_faces
 from variegate.errors import NoSpace, RequestError
-from variegate.formats import own_notes, trigger_of
+from variegate.formats import clip_skip_of, own_notes, trigger_of
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import link, short_hash
 from variegate.measure import PlannedPrompt, Verdict, foresee, prompt_plan
 from variegate.measure.prompts import as_base
-from variegate.models import StableDiffusion
+from variegate.models import DiffusionModel
 from variegate.models import load as load_model
 from variegate.progress import Say, silent
 from variegate.recipe import SamplingPlan
@@ -62,7 +62,7 @@ def measure_adapter(
     class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
     eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
     train = ImageSet.read(train_images) if train_images else None
-    model = load_model(base, device=pick_device())
+    model = load_model(base, device=pick_device(), clip_skip=clip_skip_of(learnt.metadata))
     sampling = recipes.read(recipes.default_for(base)).sampling
     if prompts is None:
         plan = prompt_plan(
@@ -94,7 +94,7 @@ def measure_adapter(
 
 
 def draw_both(
-    model: StableDiffusion,
+    model: DiffusionModel,
     adapter: Adapter,
     plan: Sequence[PlannedPrompt],
     sampling: SamplingPlan,

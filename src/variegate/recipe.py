@@ -479,10 +479,16 @@ class SamplingPlan(Entry):
 class Recipe(Entry):
     """Everything that was asked of one run."""
 
-    base: str = Field("pocket", description="'pocket', a diffusers folder, or a hub name")
+    base: str = Field(
+        "pocket",
+        description="'pocket', a diffusers folder, a .safetensors checkpoint, or a hub name",
+    )
     images: str = Field("", description="folder of training pictures")
     trigger: str = Field("", description="the word that calls the subject")
     class_noun: str = Field("", description="what the subject is to the base")
+    clip_skip: int = Field(
+        1, ge=1, description="text encoder's layer from the end, as A1111 counts; 1: its last"
+    )
     resolution: int | None = Field(None, ge=32, description="None: the base's own")
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     variants: int = Field(16, ge=1, description="altered variants kept of each picture")

@@ -20,7 +20,7 @@ from variegate.images import ImageSet
 from variegate.judged import keep_verdict, write_json
 from variegate.measure import Evidence, fit_advice, gather, measure, prompt_plan
 from variegate.measure.versus import versus
-from variegate.models import StableDiffusion
+from variegate.models import DiffusionModel
 from variegate.models import load as load_model
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
@@ -49,7 +49,7 @@ def _trial(
     out: Path,
     encoders: Sequence[Encoder],
     say: Say,
-    model: StableDiffusion | None = None,
+    model: DiffusionModel | None = None,
 ) -> tuple[dict[str, Any], Evidence]:
     try:
         return _tell_story(recipe, out=out, encoders=encoders, say=say, model=model)
@@ -66,11 +66,11 @@ def _tell_story(
     out: Path,
     encoders: Sequence[Encoder],
     say: Say,
-    model: StableDiffusion | None,
+    model: DiffusionModel | None,
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
-    model = model or load_model(recipe.base, device=pick_device())
+    model = model or load_model(recipe.base, device=pick_device(), clip_skip=recipe.clip_skip)
     looked = audit(
         pictures,
         trigger=recipe.trigger or None,
@@ -175,7 +175,7 @@ def demo(
     }
 
 
-def _clear_stale(folder: Path, recipe: Recipe, model: StableDiffusion) -> None:
+def _clear_stale(folder: Path, recipe: Recipe, model: DiffusionModel) -> None:
     """Remove a demo's run that stands on another recipe or on other weights."""
     if not (folder / "recipe.toml").is_file():
         return

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from variegate.bench import judge, world
-from variegate.models import StableDiffusion, load, sd
+from variegate.models import DiffusionModel, load, sd
 from variegate.recipe import SamplingPlan
 from variegate.recipes import read
 from variegate.sample import grid, sample
@@ -37,17 +37,17 @@ def test_diffusers_loads_the_pocket_as_it_is(capfd: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture(scope="module")
-def pocket() -> StableDiffusion:
+def pocket() -> DiffusionModel:
     return load("pocket")
 
 
-def pictures(model: StableDiffusion, prompts: list[str], seeds: int, out: Path) -> judge.Reading:
+def pictures(model: DiffusionModel, prompts: list[str], seeds: int, out: Path) -> judge.Reading:
     plan: SamplingPlan = read("pocket").sampling
     drawn = sample(model, None, grid(prompts, range(seeds)), plan=plan, out=out)
     return judge.read([np.asarray(p.open()) for p in drawn])
 
 
-def test_named_factors_are_followed(pocket: StableDiffusion, tmp_path: Path) -> None:
+def test_named_factors_are_followed(pocket: DiffusionModel, tmp_path: Path) -> None:
     """The card's thresholds less what 160 samples may stray by chance (about 3 errors)."""
     rng = np.random.default_rng(43)
     scenes = [world.draw_scene(rng) for _ in range(160)]
@@ -60,7 +60,7 @@ def test_named_factors_are_followed(pocket: StableDiffusion, tmp_path: Path) -> 
         assert right >= share, factor
 
 
-def test_what_a_prompt_leaves_out_stays_varied(pocket: StableDiffusion, tmp_path: Path) -> None:
+def test_what_a_prompt_leaves_out_stays_varied(pocket: DiffusionModel, tmp_path: Path) -> None:
     reading = pictures(pocket, ["an animal", "a picture of a toy"], 64, tmp_path)
     for factor in FACTORS:
         assert reading.entropy(factor) >= 0.85, factor

@@ -17,7 +17,7 @@ from tests.tiny import write_tiny_sd
 from variegate.adapter import Adapter, LayerUpdate
 from variegate.errors import EmptyImageSet, Interrupted, NoSpace, NotFinite, RequestError
 from variegate.images import ImageSet
-from variegate.models import StableDiffusion, load
+from variegate.models import DiffusionModel, load
 from variegate.recipe import SamplingPlan
 from variegate.sample import (
     Request,
@@ -39,12 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> StableDiffusion:
+def model(folder: Path) -> DiffusionModel:
     return load(str(folder))
 
 
 @pytest.fixture
-def adapter(model: StableDiffusion) -> Adapter:
+def adapter(model: DiffusionModel) -> Adapter:
     draw = torch.Generator().manual_seed(0)
     layers = {
         f"unet.{path}": LayerUpdate(
@@ -59,7 +59,7 @@ def adapter(model: StableDiffusion) -> Adapter:
 
 
 def test_the_time_that_is_foretold_grows_with_pictures_and_steps(
-    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+    model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = (float(second) for second in range(100))
     monkeypatch.setattr("variegate.sample.draw.time.perf_counter", lambda: next(clock))
@@ -110,7 +110,7 @@ def test_the_loop_agrees_with_the_pipeline_of_diffusers(
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
 def test_a_picture_does_not_depend_on_its_neighbours(
-    sampler: Any, model: StableDiffusion, tmp_path: Path
+    sampler: Any, model: DiffusionModel, tmp_path: Path
 ) -> None:
     plan = SamplingPlan(steps=3, guidance_scale=3.0, sampler=sampler)
     requests = grid(["an owl", "a red fox", ""], range(2))
@@ -133,14 +133,14 @@ def test_zero_terminal_snr_works_with_every_sampler(tmp_path: Path) -> None:
         assert np.asarray(pictures.pictures[0].open()).std() > 0
 
 
-def test_the_noise_hangs_on_the_seed_alone(model: StableDiffusion) -> None:
+def test_the_noise_hangs_on_the_seed_alone(model: DiffusionModel) -> None:
     assert torch.equal(initial_noise(model, 3), initial_noise(model, 3))
     assert not torch.equal(initial_noise(model, 3), initial_noise(model, 4))
     assert initial_noise(model, 3).shape == (1, 4, 8, 8)
 
 
 def test_the_adapter_acts_and_is_gone_afterwards(
-    model: StableDiffusion, adapter: Adapter, tmp_path: Path
+    model: DiffusionModel, adapter: Adapter, tmp_path: Path
 ) -> None:
     requests = grid(["an owl"], range(2))
     before = pixels(sample(model, None, requests, plan=PLAN, out=tmp_path / "base"))
@@ -155,7 +155,7 @@ def test_the_adapter_acts_and_is_gone_afterwards(
 
 
 def test_what_is_there_is_kept_and_only_the_rest_is_drawn(
-    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = grid(["an owl", "a fox"], range(2))
     first = sample(model, None, requests[:1], plan=PLAN, out=tmp_path)
@@ -189,7 +189,7 @@ def test_what_is_there_is_kept_and_only_the_rest_is_drawn(
 )
 def test_another_setting_draws_anew_and_lists_only_that(
     change: Callable[[dict[str, Any]], dict[str, Any]],
-    model: StableDiffusion,
+    model: DiffusionModel,
     adapter: Adapter,
     tmp_path: Path,
 ) -> None:
@@ -203,7 +203,7 @@ def test_another_setting_draws_anew_and_lists_only_that(
 
 
 def test_the_preset_is_no_setting_of_the_pictures(
-    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample(model, None, [Request("an owl", 0)], plan=PLAN, out=tmp_path)
     forbid_drawing(monkeypatch)
@@ -213,7 +213,7 @@ def test_the_preset_is_no_setting_of_the_pictures(
 
 @pytest.mark.parametrize("damage", [0, 40, -20])
 def test_a_damaged_picture_is_drawn_again(
-    damage: int, model: StableDiffusion, tmp_path: Path
+    damage: int, model: DiffusionModel, tmp_path: Path
 ) -> None:
     (first,) = sample(model, None, [Request("an owl", 0)], plan=PLAN, out=tmp_path)
     assert first.file is not None
@@ -225,7 +225,7 @@ def test_a_damaged_picture_is_drawn_again(
 
 
 def test_the_folder_is_read_back_with_prompts_seeds_and_groups(
-    model: StableDiffusion, tmp_path: Path
+    model: DiffusionModel, tmp_path: Path
 ) -> None:
     requests = [Request("an owl", 1, "class"), Request("an owl", 1, "trigger"), Request("", 0)]
     drawn = sample(model, None, requests, plan=PLAN, out=tmp_path)
@@ -242,7 +242,7 @@ def test_the_folder_is_read_back_with_prompts_seeds_and_groups(
 
 
 def test_repeated_requests_are_drawn_once(
-    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = []
 
@@ -266,7 +266,7 @@ def test_a_prompt_is_embedded_once(
     assert sorted(asked) == ["", "a", "b"]
 
 
-def test_ctrl_c_leaves_a_folder_that_goes_on(model: StableDiffusion, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_folder_that_goes_on(model: DiffusionModel, tmp_path: Path) -> None:
     requests = grid(["an owl"], range(3))
 
     def interrupt(phase: str, done: int, total: int, note: str) -> None:
@@ -318,7 +318,7 @@ def test_the_batch_is_halved_when_memory_runs_out(
 
 
 def test_wrong_requests_are_refused_before_anything_is_drawn(
-    model: StableDiffusion, tmp_path: Path
+    model: DiffusionModel, tmp_path: Path
 ) -> None:
     with pytest.raises(RequestError, match="nothing to draw"):
         sample(model, None, [], plan=PLAN, out=tmp_path / "a")
@@ -333,7 +333,7 @@ def test_wrong_requests_are_refused_before_anything_is_drawn(
 
 
 def test_a_folder_with_somebody_elses_list_is_left_alone(
-    model: StableDiffusion, tmp_path: Path
+    model: DiffusionModel, tmp_path: Path
 ) -> None:
     listed = '{"file_name": "lamp.png", "text": "a lamp"}\n'
     (tmp_path / "metadata.jsonl").write_text(listed)
@@ -352,7 +352,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)
-def test_a_hostile_prompt_stays_text(prompt: str, model: StableDiffusion, tmp_path: Path) -> None:
+def test_a_hostile_prompt_stays_text(prompt: str, model: DiffusionModel, tmp_path: Path) -> None:
     (picture,) = sample(model, None, [Request(prompt, 7)], plan=PLAN, out=tmp_path)
     assert picture.file is not None
     assert picture.file.parent == tmp_path
@@ -367,7 +367,7 @@ def test_a_hostile_prompt_stays_text(prompt: str, model: StableDiffusion, tmp_pa
     contact_sheet(ImageSet((picture,), "test"), tmp_path / "sheet.png")
 
 
-def test_the_parameters_are_those_of_a1111(model: StableDiffusion, tmp_path: Path) -> None:
+def test_the_parameters_are_those_of_a1111(model: DiffusionModel, tmp_path: Path) -> None:
     plan = SamplingPlan(steps=2, guidance_scale=7.5, sampler="dpmpp_2m")
     (picture,) = sample(
         model, None, [Request("an owl", 7)], plan=plan, out=tmp_path, negative="blurry, dark"
@@ -384,7 +384,7 @@ def test_the_parameters_are_those_of_a1111(model: StableDiffusion, tmp_path: Pat
 
 
 def test_the_sheet_shows_every_picture_and_has_bounds(
-    model: StableDiffusion, tmp_path: Path
+    model: DiffusionModel, tmp_path: Path
 ) -> None:
     drawn = sample(model, None, grid(["an owl", "w" * 500], range(3)), plan=PLAN, out=tmp_path)
     file = contact_sheet(drawn, tmp_path / "sheets" / "sheet.png")
@@ -407,7 +407,7 @@ def test_the_sheet_shows_every_picture_and_has_bounds(
         contact_sheet(ImageSet((), "none"), tmp_path / "none.png")
 
 
-def test_the_answer_has_absolute_paths(model: StableDiffusion, tmp_path: Path) -> None:
+def test_the_answer_has_absolute_paths(model: DiffusionModel, tmp_path: Path) -> None:
     drawn = sample(model, None, [Request("an owl", 7)], plan=PLAN, out=tmp_path)
     answer = sample_json(drawn, contact_sheet(drawn, tmp_path / "sheet.png"))
     (image,) = answer["images"]

@@ -17,7 +17,7 @@ from variegate.adapter import Adapter, LayerUpdate, attach
 from variegate.images import ImageSet, Picture
 from variegate.measure import PlannedPrompt, gather, measure, prompt_plan
 from variegate.measurement import Verdict
-from variegate.models import StableDiffusion, load
+from variegate.models import DiffusionModel, load
 from variegate.recipe import LoraPlan
 from variegate.recipes import read
 from variegate.sample import Request, sample
@@ -29,7 +29,7 @@ FIRST = {"zero": 0, "tiny": 1, "other seeds": 10}
 
 
 @pytest.fixture(scope="module")
-def pocket() -> StableDiffusion:
+def pocket() -> DiffusionModel:
     return load("pocket")
 
 
@@ -38,7 +38,7 @@ def plan() -> tuple[PlannedPrompt, ...]:
     return prompt_plan("face", "zqx", preset="standard", pocket=True)
 
 
-def adapter_of(model: StableDiffusion, number: int, *, norm: float) -> Adapter:
+def adapter_of(model: DiffusionModel, number: int, *, norm: float) -> Adapter:
     """A rank-4 adapter whose every update has this share of a thousandth of unit norm."""
     on = attach(model, LoraPlan(rank=4), seed=number)
     blank = on.adapter({})
@@ -52,7 +52,7 @@ def adapter_of(model: StableDiffusion, number: int, *, norm: float) -> Adapter:
 
 
 def draw(
-    model: StableDiffusion,
+    model: DiffusionModel,
     plan: tuple[PlannedPrompt, ...],
     out: Path,
     *,
@@ -69,7 +69,7 @@ def draw(
 
 @pytest.fixture(scope="module")
 def base(
-    pocket: StableDiffusion,
+    pocket: DiffusionModel,
     plan: tuple[PlannedPrompt, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ImageSet:
@@ -91,7 +91,7 @@ def judged(ours: ImageSet, base: ImageSet) -> Verdict:
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_null_adapter_raises_no_alarm(
-    pocket: StableDiffusion,
+    pocket: DiffusionModel,
     plan: tuple[PlannedPrompt, ...],
     base: ImageSet,
     tmp_path: Path,

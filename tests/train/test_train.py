@@ -12,7 +12,7 @@ from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
 
 from variegate import formats, seeds
 from variegate.errors import NoSpace, NotFinite, RecipeError
-from variegate.models import load
+from variegate.models import Conditioning, load
 from variegate.recipe import OptimizerPlan
 from variegate.train import result, train
 from variegate.train.loop import rate_at
@@ -58,7 +58,7 @@ def test_zero_terminal_snr_with_every_strategy_learns_finite_weights(
     assert set(run.read_journal("step")[0]["terms"]) == {"pictures", "stay_near"}
 
 
-def question(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def question(model: Any) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     latents = torch.randn(2, model.latent_channels, 8, 8, generator=seeds.at(0, "question"))
     with torch.no_grad():
         return latents, torch.tensor([0, 999]), model.embed(["a zqx", ""])

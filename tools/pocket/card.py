@@ -33,7 +33,7 @@ def draw(prompts: list[str], *, guidance: float, steps: int, seed: int) -> np.nd
                 when = t.expand(len(part))
                 v = model.predict(x, when, given)
                 if guidance != 1:
-                    u = model.predict(x, when, empty.expand_as(given))
+                    u = model.predict(x, when, empty.repeat(len(part)))
                     v = u + guidance * (v - u)
                 x = scheduler.step(v, t, x).prev_sample
             y = model.decode(x).clamp(-1, 1)

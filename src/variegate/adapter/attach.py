@@ -101,7 +101,7 @@ class Attached:
     def named_parameters(self, part: str = "") -> Iterator[tuple[str, nn.Parameter]]:
         """(`<layer>.<factor>`, factor), such as `.down` and `.up`, layers in a fixed order."""
         for name, layer in self._layers.items():
-            if name.startswith(part):
+            if not part or name.startswith(f"{part}."):
                 for factor, parameter in parameters(layer).items():
                     yield f"{name}.{factor}", parameter
 

@@ -76,7 +76,7 @@ def _rank(plan: RankedPlan, name: str, module: nn.Module) -> tuple[int, float]:
     rank = plan.rank
     if isinstance(module, nn.Conv2d) and plan.convolution_rank is not None:
         rank = plan.convolution_rank
-    if name.startswith("text_encoder.") and plan.text_encoder_rank is not None:
+    if name.startswith(("text_encoder.", "text_encoder_2.")) and plan.text_encoder_rank is not None:
         rank = plan.text_encoder_rank
     for pattern, wanted in (plan.ranks or {}).items():
         rank = wanted if _names(pattern, name) else rank

@@ -1,7 +1,7 @@
 """Which layers of a model learn, and where a named layer is.
 
-Names are `unet.<path>` and `text_encoder.<path>` with the paths of diffusers and transformers
-before its version 5 (`text_encoder.text_model.encoder...`); both spellings of the text encoder's
+Names are `unet.<path>` or `transformer.<path>`, and `text_encoder.<path>`, with the paths of
+diffusers and of transformers before its version 5 (`text_encoder.text_model.encoder...`); both spellings of the text encoder's
 path are found.
 """
 
@@ -18,9 +18,14 @@ from variegate.adapter.timed import TimedLora
 from variegate.errors import AdapterError
 from variegate.recipe import AdapterPlan
 
-PARTS = ("unet", "text_encoder")
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEEDFORWARD = ("ff.net.0.proj", "ff.net.2")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+TEXT_PARTS = ("text_encoder", "text_encoder_2")  # T5 is not learnt
+# A UNet's names, then those that SD 3's transformer has beside them for the words.
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+FEEDFORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 # What LoCon (kohya's conv_dim, LyCORIS) learns beside: ResNet blocks, resampling, 1x1 projections.
 CONVOLUTION = (
     *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out"),
@@ -35,14 +40,16 @@ def targets(model: Any, plan: AdapterPlan) -> Iterator[tuple[str, nn.Module]]:
     """The layers that a plan lets learn, by name."""
     inner = ATTENTION + (FEEDFORWARD if "feedforward" in plan.layers else ())
     outer = CONVOLUTION if "convolution" in plan.layers else ()
-    for path, module in model.unet.named_modules():
-        ends = inner if ".transformer_blocks." in path else outer
+    part = "unet" if hasattr(model, "unet") else "transformer"
+    for path, module in getattr(model, part).named_modules():
+        ends = inner if ".transformer_blocks." in f".{path}" else outer
         if path.endswith(tuple(f".{end}" for end in ends)):
-            yield f"unet.{path}", module
-    if plan.text_encoder:
-        for path, module in model.text_encoder.named_modules():
+            yield f"{part}.{path}", module
+    for part in TEXT_PARTS if plan.text_encoder else ():
+        encoder = getattr(model, part, None)
+        for path, module in encoder.named_modules() if encoder is not None else ():
             if path.endswith(tuple(f".self_attn.{end}" for end in TEXT_ATTENTION)):
-                yield f"text_encoder.text_model.{path.removeprefix('text_model.')}", module
+                yield f"{part}.text_model.{path.removeprefix('text_model.')}", module
 
 
 def find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:

@@ -75,7 +75,9 @@ def inject(
     refuse_second(model)
     layers: dict[str, Any] = {}
     for part in PARTS:
-        names = {id(module): name for name, module in modules.items() if name.startswith(part)}
+        names = {
+            id(module): name for name, module in modules.items() if name.startswith(f"{part}.")
+        }
         if not names:
             continue
         root = getattr(model, part)

@@ -25,7 +25,7 @@ from variegate.drawn import draw_both
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, cache_dir
 from variegate.measure import Evidence, gather, prompt_plan
-from variegate.models import StableDiffusion
+from variegate.models import DiffusionModel
 from variegate.models.folder import POCKET
 from variegate.progress import silent
 from variegate.recipe import Recipe
@@ -133,7 +133,7 @@ def build(ailment: Ailment) -> Path:
     return folder
 
 
-def draw(ailment: Ailment, run: Path, model: StableDiffusion) -> tuple[ImageSet, ImageSet]:
+def draw(ailment: Ailment, run: Path, model: DiffusionModel) -> tuple[ImageSet, ImageSet]:
     """What adapter and base draw at the `standard` prompts, twice its seeds, kept with the run.
 
     A run's own 64 class pictures are too few: the truth read from one half of them told little of
@@ -151,7 +151,7 @@ def draw(ailment: Ailment, run: Path, model: StableDiffusion) -> tuple[ImageSet,
     return draw_both(model, adapter, plan, sampling, out=run / "deep", say=silent)
 
 
-def evidence_of(ailment: Ailment, run: Path, model: StableDiffusion) -> Evidence:
+def evidence_of(ailment: Ailment, run: Path, model: DiffusionModel) -> Evidence:
     """What the product's measures see in a run's pictures, by the pocket's encoder."""
     ours, base = draw(ailment, run, model)
     learnt, held_out = learnt_and_held_out(Run.open(run))

@@ -21,16 +21,19 @@ from variegate.formats.factors import Factors
 from variegate.formats.names import canonical, layer_of_diffusers, layer_of_path, module_path
 
 HEADER = "lora_adapter_metadata"
-PARTS = ("unet", "text_encoder")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
-def factors(tensors: dict[str, Tensor]) -> Factors:
-    """The layers' factors; keys that spell no layer are left over."""
+def factors(tensors: dict[str, Tensor], part: str = "") -> Factors:
+    """The layers' factors; keys that spell no layer are left over.
+
+    part: whose layers they are, where the keys do not say.
+    """
     found = Factors()
     for key, tensor in tensors.items():
         if key.endswith((".alpha", ".network_alpha")):
-            found.put(layer_of_path(key.rpartition(".")[0]), "alpha", tensor, key)
-        elif spelled := layer_of_diffusers(key):
+            found.put(layer_of_path(key.rpartition(".")[0], part), "alpha", tensor, key)
+        elif spelled := layer_of_diffusers(key, part):
             found.put(*spelled, tensor, key)
         else:
             found.unknown.append(key)
@@ -50,8 +53,9 @@ def part_tensors(adapter: Adapter, part: str, dtype: torch.dtype) -> dict[str, T
     """What to store in PEFT's folder for one model, under the module paths of today."""
     stored: dict[str, Tensor] = {}
     for layer, update in _of_part(adapter, part).items():
-        stored[f"base_model.model.{module_path(layer)}.lora_A.weight"] = update.down.to(dtype)
-        stored[f"base_model.model.{module_path(layer)}.lora_B.weight"] = update.up.to(dtype)
+        path = f"base_model.model.{_own_path(layer, adapter.family)}"
+        stored[f"{path}.lora_A.weight"] = update.down.to(dtype)
+        stored[f"{path}.lora_B.weight"] = update.up.to(dtype)
     return stored
 
 
@@ -68,7 +72,7 @@ def header(adapter: Adapter) -> str:
 
 def part_settings(adapter: Adapter, part: str) -> dict[str, Any]:
     """PEFT's settings for one model: the commonest rank and alpha, and who differs."""
-    updates = {module_path(n): u for n, u in _of_part(adapter, part).items()}
+    updates = {_own_path(n, adapter.family): u for n, u in _of_part(adapter, part).items()}
     rank = Counter(u.rank for u in updates.values()).most_common(1)[0][0]
     alpha = Counter(u.alpha for u in updates.values()).most_common(1)[0][0]
     return {
@@ -82,6 +86,12 @@ def part_settings(adapter: Adapter, part: str) -> dict[str, Any]:
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _own_path(layer: str, family: str) -> str:
+    """Where the layer is in its own model: text encoders with a projection have an inner one."""
+    projected = ("text_encoder_2.", "text_encoder.") if family == "sd3" else ("text_encoder_2.",)
+    return f"text_model.{module_path(layer)}" if layer.startswith(projected) else module_path(layer)
 
 
 def alphas_of_header(text: str, found: Factors) -> dict[str, float]:

@@ -37,7 +37,10 @@ OWN_KEYS = {
     "boft_scale: of each output",
     "sparse": "sparse_values: added at sparse_indices (row, column) of a weight of sparse_shape",
 }
+VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # ModelSpec has no word for a flow
 SD1_WIDTHS, SD2_WIDTHS, SDXL_WIDTHS = (768,), (1024,), (2048,)
+SD3_WIDTHS = (1536, 2432)  # of the transformer itself: 3 and 3.5 medium, 3.5 large
 
 
 def describe(
@@ -52,6 +55,7 @@ def describe(
     steps: int | None = None,
     seed: int | None = None,
     lr: float | None = None,
+    clip_skip: int = 1,
     tags: Mapping[str, int] | None = None,
     started: float | None = None,
     author: str = "",
@@ -64,7 +68,11 @@ def describe(
     notes: goes into our own entry, with family "pocket" when that is the base.
     """
     base = re.split(r"[/\\]", base.rstrip("/\\"))[-1]
-    version = "sd_v1" if family != "sd2" else "sd_v2_v" if prediction != "epsilon" else "sd_v2"
+    version = (
+        "sd_v2_v"
+        if (family, prediction) == ("sd2", "v_prediction")
+        else VERSIONS.get(family, "sd_v1")
+    )
     facts: dict[str, Any] = {
         "ss_output_name": name,
         "ss_sd_model_name": base,
@@ -75,6 +83,7 @@ def describe(
         "ss_steps": steps,
         "ss_seed": seed,
         "ss_learning_rate": lr,
+        "ss_clip_skip": clip_skip if clip_skip > 1 else None,
         "ss_training_started_at": started,
         "ss_tag_frequency": json.dumps({name or "pictures": dict(tags)}) if tags else None,
         "modelspec.title": name,
@@ -84,9 +93,14 @@ def describe(
         "modelspec.date": started
         and datetime.fromtimestamp(started, UTC).isoformat("T", "seconds"),
         "modelspec.trigger_phrase": trigger,
-        "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": PREDICTIONS.get(prediction),
         OURS: json.dumps(
-            {**(notes or {}), "family": "pocket" if base == "pocket" else family}, sort_keys=True
+            {
+                **(notes or {}),
+                **({"clip_skip": clip_skip} if clip_skip > 1 else {}),
+                "family": "pocket" if base == "pocket" else family,
+            },
+            sort_keys=True,
         ),
     }
     return {key: str(value) for key, value in facts.items() if value not in (None, "")}
@@ -96,10 +110,10 @@ def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[
     """The whole header for a file: the adapter's own notes, defaults where they are silent, and
     what follows from the tensors (rank, alpha, hashes) in place of what they may say of it."""
     given = {k: str(v) for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
-    family = adapter.family if adapter.family in ("sd1", "sd2") else "sd1"
+    family = adapter.family if adapter.family in VERSIONS else "sd1"
     header = {
         **describe(name=stem, family=family, notes={}),
-        "modelspec.resolution": "512x512",
+        "modelspec.resolution": "1024x1024" if family in ("sdxl", "sd3") else "512x512",
         OURS: json.dumps({"family": adapter.family}),
         **given,
     }
@@ -162,7 +176,12 @@ def masking_of(layers: Mapping[str, Update], metadata: Mapping[str, str]) -> Mas
 
 
 def _architecture(version: str) -> str:
-    kinds = {"sd_v2": "stable-diffusion-v2-512", "sd_v2_v": "stable-diffusion-v2-768-v"}
+    kinds = {
+        "sd_v2": "stable-diffusion-v2-512",
+        "sd_v2_v": "stable-diffusion-v2-768-v",
+        "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
+        "sd3": "stable-diffusion-3-m",
+    }
     return f"{kinds.get(version, 'stable-diffusion-v1')}/lora"
 
 
@@ -190,13 +209,19 @@ def family_of(inputs: Mapping[str, int], metadata: Mapping[str, str]) -> str:
     inputs: how many each layer reads, by layer name.
     """
     noted = own_notes(metadata).get("family")
-    if noted in ("sd1", "sd2", "pocket", "unknown"):
+    if noted in ("pocket", "unknown", *VERSIONS):
         return str(noted)
     widths = {
         width
         for layer, width in inputs.items()
         if layer.endswith(("attn2.to_k", "attn2.to_v", "self_attn.q_proj"))
+        and not layer.startswith("transformer.")
     }
+    inner = {width for layer, width in inputs.items() if layer.startswith("transformer.")}
+    if inner:
+        return "sd3" if inner & set(SD3_WIDTHS) else "unknown"
+    if any(layer.startswith("text_encoder_2.") for layer in inputs):
+        return "sdxl"
     for family, known in (("sd1", SD1_WIDTHS), ("sd2", SD2_WIDTHS), ("sdxl", SDXL_WIDTHS)):
         if widths & set(known):
             return family
@@ -218,6 +243,15 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}
+
+
+def clip_skip_of(metadata: Mapping[str, str]) -> int:
+    """The clip skip that an adapter of ours was trained with, as A1111 counts; 1 if it says none.
+
+    Others' `ss_clip_skip` is not followed: it is often a leftover that their trainers disregard.
+    """
+    said = own_notes(metadata).get("clip_skip", 1)
+    return said if isinstance(said, int) and said >= 1 else 1
 
 
 def trigger_of(metadata: Mapping[str, str]) -> str:

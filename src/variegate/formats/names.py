@@ -1,7 +1,8 @@
 """The tables of key names: how each convention spells a layer and its factors.
 
-A layer is called `unet.<module path>` or `text_encoder.text_model.<module path>` here, with the
-module paths of diffusers and of transformers before it flattened CLIP's text model.
+A layer is called `unet.<module path>`, `transformer.<module path>` or
+`text_encoder.text_model.<module path>` (and `text_encoder_2...`) here, with the module paths of
+diffusers and of transformers before it flattened CLIP's text model.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ DOWN_UP = (
 OTHER_FAMILIES = (
     ("lora_te2_", "Stable Diffusion XL"),
     ("lora_te3_", "Stable Diffusion 3"),
-    ("text_encoder_2.", "Stable Diffusion XL"),
     ("lora_unet_joint_blocks", "Stable Diffusion 3"),
     ("lora_unet_double_blocks", "Flux"),
     ("lora_unet_single_blocks", "Flux"),
     ("lora_transformer_", "a transformer-based model such as Stable Diffusion 3"),
-    ("transformer.", "a transformer-based model such as Stable Diffusion 3"),
+    ("transformer.single_transformer_blocks.", "Flux"),
+    ("transformer.blocks.", "a transformer-based model of another family"),
     ("lora_unet_input_blocks", "Stable Diffusion XL, or a model of the original block names"),
     ("lora_unet_output_blocks", "Stable Diffusion XL, or a model of the original block names"),
 )
@@ -103,8 +104,8 @@ def _dotted(joined: str, spelling: tuple[re.Pattern[str], re.Pattern[str]]) -> s
 def canonical(layer: str) -> str:
     """A layer's one name, wherever the text encoder's path came from."""
     part, _, path = layer.partition(".")
-    if part == "text_encoder":
-        return f"text_encoder.text_model.{path.removeprefix('text_model.')}"
+    if part in ("text_encoder", "text_encoder_2"):
+        return f"{part}.text_model.{path.removeprefix('text_model.')}"
     return layer
 
 
@@ -113,7 +114,7 @@ def module_path(layer: str) -> str:
     return layer.partition(".")[2].removeprefix("text_model.")
 
 
-def layer_of_diffusers(key: str) -> tuple[str, str] | None:
+def layer_of_diffusers(key: str, part: str = "") -> tuple[str, str] | None:
     """(layer, "down" or "up") behind a diffusers or PEFT key, or None when it is neither.
 
     >>> layer_of_diffusers("unet.mid_block.attentions.0.proj_in.lora_A.weight")
@@ -122,12 +123,15 @@ def layer_of_diffusers(key: str) -> tuple[str, str] | None:
     for down, up in DOWN_UP:
         for suffix, factor in ((down, "down"), (up, "up")):
             if key.endswith(suffix):
-                return layer_of_path(key.removesuffix(suffix)), factor
+                return layer_of_path(key.removesuffix(suffix), part), factor
     return None
 
 
-def layer_of_path(path: str) -> str:
-    """The layer behind a module path in any of diffusers' and PEFT's spellings."""
+def layer_of_path(path: str, part: str = "") -> str:
+    """The layer behind a module path in any of diffusers' and PEFT's spellings.
+
+    part: whose layer it is, where the path does not say; "" for the unet or the text_encoder.
+    """
     path = path.removeprefix("base_model.model.").replace(".processor.", ".")
     is_text = "encoder.layers." in path
     # The oldest form stored attention processors: `to_out_lora` is the update of to_out.0.
@@ -136,5 +140,5 @@ def layer_of_path(path: str) -> str:
         plain = {"out": "to_out.0"}.get(which, f"to_{which}")
         path = path[: old.start()] + (f"{which}_proj" if is_text else plain)
     if not path.startswith(("unet.", "text_encoder.", "text_encoder_2.", "transformer.")):
-        path = f"{'text_encoder' if is_text else 'unet'}.{path}"
+        path = f"{part or ('text_encoder' if is_text else 'unet')}.{path}"
     return canonical(path)

@@ -112,7 +112,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
         "alpha": getattr(largest, "alpha", None),
         "ranks": sorted({update.rank for update in updates if update.rank}),
         "alphas": sorted({u.alpha for u in updates if hasattr(u, "alpha")}),
-        "text_encoder": any(name.startswith("text_encoder.") for name in adapter.layers),
+        "text_encoder": any(name.startswith("text_encoder") for name in adapter.layers),
         "parameters": sum(t.numel() for update in updates for t in numbers_of(update)),
     }
     if adapter.masking:
@@ -124,7 +124,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text)} characters)"
 
 
-def _adapter(container: Container) -> Adapter:
+def _adapter(container: Container, part: str = "") -> Adapter:
     file, tensors, metadata = container.file, container.tensors, container.metadata
     _refuse_foreign(file, list(tensors))
     alphas: dict[str, float] = {}
@@ -135,13 +135,13 @@ def _adapter(container: Container) -> Adapter:
     if form == "kohya":
         found = kohya.factors(tensors)
     else:
-        found = diffusers.factors(tensors)
+        found = diffusers.factors(tensors, part)
         beside = file.with_name(PEFT_SETTINGS)
         if diffusers.HEADER in metadata:
             alphas = diffusers.alphas_of_header(metadata[diffusers.HEADER], found)
         elif form == "peft" and beside.is_file():
             alphas = _peft_alphas(beside, found)
-    return _joined(file, tensors, found, alphas, metadata)
+    return _joined(file, tensors, found, alphas, metadata, form)
 
 
 def _joined(
@@ -150,6 +150,7 @@ def _joined(
     found: Factors,
     alphas: dict[str, float],
     metadata: dict[str, str],
+    form: Form,
 ) -> Adapter:
     layers = found.joined(alphas)
     numbers = {key: t for key, t in tensors.items() if not key.endswith(WHOLE_NUMBERS)}
@@ -164,8 +165,12 @@ def _joined(
         raise AdapterError(f"{file} cannot be used as an adapter:\n{listed}{more}")
     widths = {name: update.size[1] for name, update in layers.items()}
     family = family_of(widths, metadata)
-    if family == "sdxl":
-        raise AdapterError(_another_family(file, "Stable Diffusion XL"))
+    if family == "sdxl" and form == "kohya":
+        raise AdapterError(
+            f"{file} was made for Stable Diffusion XL in kohya's form, which is not read for that "
+            "family yet; expected diffusers' form (lora_A and lora_B): load it with diffusers and "
+            "save it with save_lora_weights"
+        )
     notes = {k: v for k, v in metadata.items() if k != diffusers.HEADER}
     return Adapter(family, layers, notes, masking_of(layers, metadata))
 
@@ -184,7 +189,7 @@ def _refuse_foreign(file: Path, keys: list[str]) -> None:
 def _another_family(file: Path, family: str) -> str:
     return (
         f"{file} was made for {family}; this family comes later; expected an adapter of "
-        "Stable Diffusion 1.x or 2.x"
+        "Stable Diffusion 1.x, 2.x, XL or 3"
     )
 
 
@@ -217,10 +222,18 @@ def _folder_containers(folder: Path) -> list[Container]:
 
 
 def _read_folder(folder: Path) -> Adapter:
-    adapters = [_adapter(container) for container in _folder_containers(folder)]
+    adapters = [
+        _adapter(container, _part_of(container)) for container in _folder_containers(folder)
+    ]
     layers = {name: update for adapter in adapters for name, update in adapter.layers.items()}
     metadata = {k: v for adapter in adapters for k, v in adapter.metadata.items()}
     return Adapter(adapters[0].family, layers, metadata, adapters[0].masking)
+
+
+def _part_of(container: Container) -> str:
+    """The model whose folder the file lies in, or ""."""
+    home = container.file.parent.name
+    return home if home in diffusers.PARTS else ""
 
 
 def _peft_alphas(settings_file: Path, found: Factors) -> dict[str, float]:

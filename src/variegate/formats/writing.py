@@ -19,18 +19,22 @@ from variegate.formats.names import canonical
 from variegate.formats.reading import PEFT_SETTINGS, PEFT_WEIGHTS, Form, read
 from variegate.run import write_atomically
 
+NOT_KOHYA = ("sdxl", "sd3")
+
 
 def write(
     adapter: Adapter,
     file: Path | str,
-    to: Form = "kohya",
+    to: Form | None = None,
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write an adapter and return where it is; an older file stands until the new one is whole.
 
-    to: "peft" makes a folder per model, as PEFT's own `save_pretrained` does, unless `file` ends
-    in .safetensors: then it is one file in the diffusers form, which has PEFT's names too.
+    to: None is the form that most tools read: kohya for SD 1 and 2, diffusers for SDXL and SD 3,
+    whose kohya names are not written. "peft" makes a folder per model, as PEFT's own
+    `save_pretrained` does, unless `file` ends in .safetensors: then it is one file in the
+    diffusers form, which has PEFT's names too.
     dtype: float32 gives back exactly what was learnt; float16 halves the file, as the field does.
 
     Raises: NotFinite when a factor is NaN or infinite (also after narrowing to dtype),
@@ -45,9 +49,20 @@ def write(
             f"{weakened[0]} acts at a strength that no file can hold for its kind; write the "
             "adapter as it was learnt and ask for the strength where it is used"
         )
-    unnamed = [n for n in adapter.layers if not n.startswith(("unet.", "text_encoder."))]
+    known = tuple(f"{part}." for part in diffusers.PARTS)
+    unnamed = [name for name in adapter.layers if not name.startswith(known)]
     if unnamed:
-        raise AdapterError(f"layer {unnamed[0]!r} is neither of the unet nor of the text_encoder")
+        raise AdapterError(
+            f"layer {unnamed[0]!r} is of none of the parts {', '.join(diffusers.PARTS)}"
+        )
+    if to is None:
+        to = "diffusers" if adapter.family in NOT_KOHYA else "kohya"
+    elif to == "kohya" and adapter.family in NOT_KOHYA:
+        raise AdapterError(
+            f"{file}: kohya's names are not written for {adapter.family}; found an adapter of that "
+            "family, expected sd1, sd2 or pocket; write the form diffusers or peft, which "
+            "diffusers and ComfyUI read"
+        )
     layers = {canonical(name): update for name, update in adapter.layers.items()}
     adapter = replace(adapter, layers=layers)
     try:

@@ -1,6 +1,7 @@
-"""The frozen base behind one face: encode, decode, embed, predict, and its noise schedule."""
+"""The frozen base behind one face: encode, decode, embed, predict, schedule, sampler."""
 
 from variegate.device import pick_device
-from variegate.models.sd import StableDiffusion, load
+from variegate.models.face import Conditioning, DiffusionModel
+from variegate.models.loading import load
 
-__all__ = ["StableDiffusion", "load", "pick_device"]
+__all__ = ["Conditioning", "DiffusionModel", "load", "pick_device"]

@@ -24,16 +24,61 @@ from variegate.errors import BaseError
 
 POCKET = Path(__file__).resolve().parent / "pocket"
 
-# part -> its weights (without the file ending) and the classes that may stand there
-WEIGHTS = {
-    "unet": ("diffusion_pytorch_model", ("UNet2DConditionModel",)),
-    "vae": ("diffusion_pytorch_model", ("AutoencoderKL", "AutoencoderTiny")),
-    "text_encoder": ("model", ("CLIPTextModel",)),
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a pipeline: how its weights file is called (without the ending), the classes
+    that may stand there, the folder of its tokenizer, and whether a base may do without it."""
+
+    stem: str
+    classes: tuple[str, ...]
+    tokenizer: str = ""
+    optional: bool = False
+
+
+UNET = Part(DIFFUSERS_STEM, ("UNet2DConditionModel",))
+VAE = Part(DIFFUSERS_STEM, ("AutoencoderKL", "AutoencoderTiny"))
+CLIP, CLIP_PROJECTED = ("CLIPTextModel",), ("CLIPTextModelWithProjection",)
+LAYOUTS: dict[str, dict[str, Part]] = {
+    "sd": {
+        "unet": UNET,
+        "vae": VAE,
+        "text_encoder": Part(TRANSFORMERS_STEM, CLIP, "tokenizer"),
+    },
+    "sdxl": {
+        "unet": UNET,
+        "vae": VAE,
+        "text_encoder": Part(TRANSFORMERS_STEM, CLIP, "tokenizer"),
+        "text_encoder_2": Part(TRANSFORMERS_STEM, CLIP_PROJECTED, "tokenizer_2"),
+    },
+    "sd3": {
+        "transformer": Part(DIFFUSERS_STEM, ("SD3Transformer2DModel",)),
+        "vae": VAE,
+        "text_encoder": Part(TRANSFORMERS_STEM, CLIP_PROJECTED, "tokenizer", True),
+        "text_encoder_2": Part(TRANSFORMERS_STEM, CLIP_PROJECTED, "tokenizer_2", True),
+        "text_encoder_3": Part(TRANSFORMERS_STEM, ("T5EncoderModel",), "tokenizer_3", True),
+    },
 }
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+PIPELINES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionImg2ImgPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusion3Img2ImgPipeline": "sd3",
+}
+EXPECTED = "Stable Diffusion 1.x, 2.x, XL, 3 or 3.5"
 LATER = {
-    "StableDiffusionXLPipeline": "Stable Diffusion XL",
-    "StableDiffusion3Pipeline": "Stable Diffusion 3",
+    "FluxPipeline": "Flux",
+    "Flux2Pipeline": "Flux 2",
+    "QwenImagePipeline": "Qwen-Image",
+    "ZImagePipeline": "Z-Image",
+    "SanaPipeline": "Sana",
+    "PixArtSigmaPipeline": "PixArt-Sigma",
+    "StableCascadePriorPipeline": "Stable Cascade",
+    "StableCascadeCombinedPipeline": "Stable Cascade",
 }
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,26 +88,32 @@ SAMPLED_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A Stable Diffusion 1 or 2 folder that has passed every check that needs no weights.
+    """A diffusers folder that has passed every check that needs no weights.
 
-    `variants` holds the middle of each part's weights file name ("fp16") or None; `fingerprint`
-    tells two models apart by their settings and by bytes sampled all over their weights.
+    `layout` names the family's parts. `parts` are those that are there. `index` is what
+    model_index.json says. `variants` holds the middle of each part's weights file name ("fp16") or
+    None; `fingerprint` tells two models apart by their settings and by bytes sampled all over their
+    weights.
     """
 
     path: Path
-    autoencoder: str
+    layout: str
+    parts: dict[str, Part]
+    index: dict[str, Any]
     scheduler_config: dict[str, Any]
     variants: dict[str, str | None]
     fingerprint: str
 
 
-def open_folder(name_or_path: str) -> ModelFolder:
-    """The checked folder behind "pocket", a path, or a hub name; BaseError says what is wrong."""
-    path = _locate(name_or_path)
+def open_folder(path: Path) -> ModelFolder:
+    """The checked folder; BaseError says all that is wrong with it."""
     index = _read_json(path / "model_index.json")
-    _check_pipeline(path, index)
-    faults = [*_part_faults(path, index), *_tokenizer_faults(path)]
-    faults += [f for part in WEIGHTS for f in _weight_faults(path, part)]
+    layout = _layout_of(path, index)
+    parts, faults = _parts(index, layout)
+    for name, part in parts.items():
+        faults += _config_faults(path, name)
+        faults += _tokenizer_faults(path, part) if part.tokenizer else []
+        faults += _weight_faults(path, name, part)
     if not (path / "scheduler" / "scheduler_config.json").is_file():
         faults.append("scheduler/scheduler_config.json is missing")
     if faults:
@@ -70,14 +121,20 @@ def open_folder(name_or_path: str) -> ModelFolder:
         raise BaseError(f"base model {path} cannot be used:\n{listed}")
     return ModelFolder(
         path=path,
-        autoencoder=index["vae"][1],
+        layout=layout,
+        parts=parts,
+        index=index,
         scheduler_config=_read_json(path / "scheduler" / "scheduler_config.json"),
-        variants={part: _variant(path, part) for part in WEIGHTS},
-        fingerprint=_fingerprint(path),
+        variants={name: _variant(path, name, part) for name, part in parts.items()},
+        fingerprint=_fingerprint(path, parts),
     )
 
 
-def _locate(name_or_path: str) -> Path:
+def locate(name_or_path: str) -> Path:
+    """The folder, or the single file, behind "pocket", a path, or a hub name (owner/name).
+
+    Raises: BaseError when there is none, or only a pickle.
+    """
     if name_or_path == "pocket":
         if not (POCKET / "model_index.json").is_file():
             raise BaseError(
@@ -91,7 +148,9 @@ def _locate(name_or_path: str) -> Path:
             raise BaseError(_no_index(path))
         return path.resolve()
     if path.is_file():
-        raise BaseError(_single_file(path))
+        if path.suffix != ".safetensors":
+            raise BaseError(_single_file(path))
+        return path.resolve()
     if HUB_NAME.fullmatch(name_or_path):
         return _fetch(name_or_path)
     raise BaseError(_no_path(path))
@@ -109,7 +168,7 @@ def _no_path(path: Path) -> str:
         hint = f"its parent {parent} does not exist either"
     return (
         f"no base model at {path}; {hint}; expected 'pocket', a diffusers folder "
-        "(with model_index.json), or a hub name of the form owner/name"
+        "(with model_index.json), a .safetensors checkpoint, or a hub name of the form owner/name"
     )
 
 
@@ -128,27 +187,32 @@ def _single_file(path: Path) -> str:
     if path.suffix in PICKLES:
         return (
             f"base model {path} is a pickle, which can run code when opened, and is refused; "
-            "expected a diffusers folder with safetensors weights; `variegate convert` is for "
-            "adapters only: save the model anew in a place you trust with diffusers' "
-            "`save_pretrained(folder, safe_serialization=True)`"
+            "expected a diffusers folder with safetensors weights, or a .safetensors checkpoint; "
+            "`variegate convert` is for adapters only: save the model anew in a place you trust "
+            "with diffusers' `save_pretrained(folder, safe_serialization=True)`"
         )
     return (
-        f"base model {path} is a single file; expected a diffusers folder; in Python, "
-        "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder) makes one"
+        f"base model {path} is a file of no kind that is read; expected a diffusers folder or a "
+        ".safetensors checkpoint"
     )
 
 
 def _fetch(name: str) -> Path:
     """Bring the needed files of a hub model into the hub's cache; its own code is left there."""
-    needed = ["model_index.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt"]
-    needed += [f"{part}/{file}" for part in WEIGHTS for file in ("config.json", "*.index*.json")]
     try:
         index_file = huggingface_hub.hf_hub_download(name, "model_index.json")
-        _check_pipeline(Path(name), _read_json(Path(index_file)))
+        index = _read_json(Path(index_file))
+        parts, _ = _parts(index, _layout_of(Path(name), index))
+        needed = ["model_index.json", "scheduler/*.json"]
+        needed += [f"{p}/{file}" for p in parts for file in ("config.json", "*.index*.json")]
+        homes = [part.tokenizer for part in parts.values() if part.tokenizer]
+        needed += [f"{home}/*.{kind}" for home in homes for kind in ("json", "txt", "model")]
         for variant in VARIANTS:
-            needed += [f"{part}/{pattern}" for part in WEIGHTS for pattern in _names(part, variant)]
+            needed += [
+                f"{p}/{pattern}" for p, part in parts.items() for pattern in _names(part, variant)
+            ]
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=needed))
-            if all(_weights(path, part) for part in WEIGHTS):
+            if all(_weights(path, p, part) for p, part in parts.items()):
                 break
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         offline = (
@@ -160,75 +224,89 @@ def _fetch(name: str) -> Path:
     return path
 
 
-def _check_pipeline(path: Path, index: dict[str, Any]) -> None:
+def _layout_of(path: Path, index: dict[str, Any]) -> str:
     found = index.get("_class_name")
     if found in PIPELINES:
-        return
+        return PIPELINES[found]
     if found in LATER:
         raise BaseError(
-            f"{path} holds a {found}: {LATER[found]}; this family comes later; "
-            "expected Stable Diffusion 1.x or 2.x"
+            f"{path} holds a {found}: {LATER[found]}; this family comes later; expected {EXPECTED}"
         )
     raise BaseError(
         f"{path} holds a {found or 'pipeline of no stated class'}; expected "
-        f"{PIPELINES[0]} (Stable Diffusion 1.x or 2.x); other families may come later"
+        f"StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline "
+        f"({EXPECTED}); other families may come later"
     )
 
 
-def _part_faults(path: Path, index: dict[str, Any]) -> list[str]:
-    faults = []
-    for part, (_, classes) in WEIGHTS.items():
-        entry = index.get(part)
+def _parts(index: dict[str, Any], layout: str) -> tuple[dict[str, Part], list[str]]:
+    """The parts of the family that model_index.json names, and what is wrong with what it says."""
+    parts, faults = {}, []
+    for name, part in LAYOUTS[layout].items():
+        entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if found not in classes:
-            expected = " or ".join(classes)
-            faults.append(f"{part}: model_index.json names {found}; expected {expected}")
-        if not (path / part / "config.json").is_file():
-            faults.append(f"{part}/config.json is missing")
-    return faults
+        if found is None and part.optional:
+            continue
+        parts[name] = part
+        if found not in part.classes:
+            expected = " or ".join(part.classes)
+            faults.append(f"{name}: model_index.json names {found}; expected {expected}")
+    if not any(part.tokenizer for part in parts.values()):
+        faults.append("model_index.json names no text encoder; expected one at least")
+    return parts, faults
 
 
-def _tokenizer_faults(path: Path) -> list[str]:
-    home = path / "tokenizer"
+def _config_faults(path: Path, name: str) -> list[str]:
+    return [] if (path / name / "config.json").is_file() else [f"{name}/config.json is missing"]
+
+
+def _tokenizer_faults(path: Path, part: Part) -> list[str]:
+    home = path / part.tokenizer
     pair = (home / "vocab.json").is_file() and (home / "merges.txt").is_file()
     if pair or (home / "tokenizer.json").is_file():
         return []
-    return ["tokenizer: expected vocab.json and merges.txt, or tokenizer.json; found neither"]
+    if part.classes == ("T5EncoderModel",):
+        if (home / "spiece.model").is_file():
+            return []
+        return [f"{part.tokenizer}: expected tokenizer.json or spiece.model; found neither"]
+    return [
+        f"{part.tokenizer}: expected vocab.json and merges.txt, or tokenizer.json; found neither"
+    ]
 
 
-def _names(part: str, variant: str | None) -> tuple[str, str]:
+def _names(part: Part, variant: str | None) -> tuple[str, str]:
     """What a part's weights are called, whole and in shards."""
-    stem = WEIGHTS[part][0] + (f".{variant}" if variant else "")
+    stem = part.stem + (f".{variant}" if variant else "")
     return f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"
 
 
-def _variant(path: Path, part: str) -> str | None:
+def _variant(path: Path, name: str, part: Part) -> str | None:
     """The first variant that is there: full precision where there is a choice."""
     for variant in VARIANTS:
-        if any(list((path / part).glob(name)) for name in _names(part, variant)):
+        if any(list((path / name).glob(pattern)) for pattern in _names(part, variant)):
             return variant
     return None
 
 
-def _weights(path: Path, part: str) -> list[Path]:
-    whole, shards = _names(part, _variant(path, part))
-    if (path / part / whole).is_file():
-        return [path / part / whole]
-    return sorted((path / part).glob(shards))
+def _weights(path: Path, name: str, part: Part) -> list[Path]:
+    whole, shards = _names(part, _variant(path, name, part))
+    if (path / name / whole).is_file():
+        return [path / name / whole]
+    return sorted((path / name).glob(shards))
 
 
-def _weight_faults(path: Path, part: str) -> list[str]:
-    files = _weights(path, part)
+def _weight_faults(path: Path, name: str, part: Part) -> list[str]:
+    files = _weights(path, name, part)
     if not files:
-        pickles = sorted(p.name for p in (path / part).glob("*") if p.suffix in PICKLES)
+        pickles = sorted(p.name for p in (path / name).glob("*") if p.suffix in PICKLES)
         if pickles:
             return [
-                f"{part}: weights only as a pickle ({pickles[0]}), which can run code when "
+                f"{name}: weights only as a pickle ({pickles[0]}), which can run code when "
                 "opened; expected safetensors; `variegate convert` is for adapters only: save "
                 "the model anew with save_pretrained(folder, safe_serialization=True), or take "
                 "a revision that has safetensors"
             ]
-        return [f"{part}/{WEIGHTS[part][0]}.safetensors is missing"]
+        return [f"{name}/{part.stem}.safetensors is missing"]
     faults = []
     for file in files:
         try:
@@ -237,7 +315,7 @@ def _weight_faults(path: Path, part: str) -> list[str]:
         except (SafetensorError, OSError) as error:
             size = file.stat().st_size
             faults.append(
-                f"{part}/{file.name} ({size} bytes) is no whole safetensors file: {error}; "
+                f"{name}/{file.name} ({size} bytes) is no whole safetensors file: {error}; "
                 "copy or download it again"
             )
     return faults
@@ -253,18 +331,23 @@ def _read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path, parts: dict[str, Part]) -> str:
     """A hash of all settings and of 16 stretches of each weights file: whole files take minutes."""
     digest = hashlib.sha256()
-    settings = [path / part / "config.json" for part in WEIGHTS]
+    settings = [path / name / "config.json" for name in parts]
     for file in [*settings, path / "scheduler" / "scheduler_config.json"]:
         digest.update(file.read_bytes())
-    for part in WEIGHTS:
-        for file in _weights(path, part):
-            size = file.stat().st_size
-            digest.update(f"{part}/{file.name} {size}".encode())
-            with file.open("rb") as stream:
-                for i in range(16):
-                    stream.seek(max(0, (size - SAMPLED_BYTES) * i // 15))
-                    digest.update(stream.read(SAMPLED_BYTES))
+    for name, part in parts.items():
+        for file in _weights(path, name, part):
+            digest.update(f"{name}/{file.name} {file.stat().st_size}".encode())
+            digest_samples(file, digest)
     return digest.hexdigest()[:16]
+
+
+def digest_samples(file: Path, digest: Any) -> None:
+    """Add 16 stretches of a file, from its start to its end, to a hash."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        for i in range(16):
+            stream.seek(max(0, (size - SAMPLED_BYTES) * i // 15))
+            digest.update(stream.read(SAMPLED_BYTES))

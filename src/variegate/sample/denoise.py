@@ -14,11 +14,12 @@ from torch import Tensor
 
 from variegate import seeds
 from variegate.errors import NotFinite
-from variegate.models.sd import StableDiffusion, diffusers_warnings_off
+from variegate.models import Conditioning, DiffusionModel
+from variegate.models.samplers import diffusers_warnings_off
 from variegate.recipe import SamplingPlan
 
 
-def initial_noise(model: StableDiffusion, seed: int) -> Float[Tensor, "1 c y x"]:
+def initial_noise(model: DiffusionModel, seed: int) -> Float[Tensor, "1 c y x"]:
     """The standard normal latents a seed starts from; drawn on the CPU so that devices agree."""
     side = model.resolution // model.downscale
     shape = (1, model.latent_channels, side, side)
@@ -27,17 +28,17 @@ def initial_noise(model: StableDiffusion, seed: int) -> Float[Tensor, "1 c y x"]
 
 @torch.no_grad()
 def denoise(
-    model: StableDiffusion,
+    model: DiffusionModel,
     noise: Float[Tensor, "b c y x"],
-    embeddings: Float[Tensor, "b t d"],
-    empty: Float[Tensor, "b t d"],
+    asked: Conditioning,
+    empty: Conditioning,
     *,
     plan: SamplingPlan,
     picture_seeds: Sequence[int],
 ) -> Float[Tensor, "b c y x"]:
     """Clean latents by classifier-free guidance: empty + guidance_scale * (asked - empty).
 
-    empty: embeddings of the negative prompt, unread at a guidance scale of 1.
+    empty: what the negative prompt reads as, unread at a guidance scale of 1.
     picture_seeds: where each picture's noise between steps comes from, if the sampler adds any.
 
     Raises: NotFinite with the batch's row and the step where a latent is NaN or infinite.
@@ -47,14 +48,14 @@ def denoise(
         scheduler.set_timesteps(plan.steps, device=model.device)
     latents: Tensor = noise.to(model.device, torch.float32) * scheduler.init_noise_sigma
     guided = plan.guidance_scale > 1
-    context = torch.cat([empty, embeddings]) if guided else embeddings
+    words = Conditioning.join([empty, asked]) if guided else asked
     for index, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         rows = torch.cat([scaled, scaled]) if guided else scaled
-        prediction = model.predict(rows, _as_rows(timestep, len(rows)), context)
+        prediction = model.predict(rows, _as_rows(timestep, len(rows)), words)
         if guided:
-            without, asked = prediction.chunk(2)
-            prediction = without + plan.guidance_scale * (asked - without)
+            without, towards = prediction.chunk(2)
+            prediction = without + plan.guidance_scale * (towards - without)
         noises = {}
         if plan.sampler == "euler_a":
             noises = {"generator": [seeds.at(s, "ancestral", index) for s in picture_seeds]}

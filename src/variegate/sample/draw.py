@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from variegate.adapter import Adapter, attached
 from variegate.errors import Interrupted, NoSpace, NotFinite, RequestError, WorkError
 from variegate.images import ImageSet, Picture
-from variegate.models.sd import StableDiffusion
+from variegate.models import Conditioning, DiffusionModel
 from variegate.progress import Say
 from variegate.recipe import SamplingPlan
 from variegate.run import write_atomically
@@ -65,7 +65,7 @@ def grid(prompts: Iterable[str], seeds: Iterable[int], *, group: str = "") -> li
 
 
 def sample(
-    model: StableDiffusion,
+    model: DiffusionModel,
     adapter: Adapter | None,
     requests: Sequence[Request],
     *,
@@ -156,7 +156,7 @@ def _no_space(place: Path, error: OSError) -> NoSpace:
 
 
 def _setting(
-    model: StableDiffusion, adapter: Adapter | None, plan: SamplingPlan, negative: str
+    model: DiffusionModel, adapter: Adapter | None, plan: SamplingPlan, negative: str
 ) -> str:
     """A hash of all that shapes every picture of a call alike."""
     facts = {
@@ -204,17 +204,17 @@ def _by_look(slots: list[_Slot]) -> dict[tuple[str, int], list[_Slot]]:
     return looks
 
 
-def _batch_size(model: StableDiffusion) -> int:
+def _batch_size(model: DiffusionModel) -> int:
     pixels = BATCH_PIXELS.get(model.device.type, BATCH_PIXELS["cpu"])
     return max(1, min(MAX_BATCH, pixels // model.resolution**2))
 
 
-def seconds_to_draw(model: StableDiffusion, plan: SamplingPlan, pictures: int) -> float | None:
+def seconds_to_draw(model: DiffusionModel, plan: SamplingPlan, pictures: int) -> float | None:
     """About how long so many pictures take here, by the clock of one denoising step of a full
     batch; None where that does not fit into memory, since drawing then finds its own size."""
     size = max(1, min(_batch_size(model), pictures))
     noise = torch.cat([initial_noise(model, seed) for seed in range(size)])
-    words = model.embed([""]).expand(size, -1, -1)
+    words = model.embed([""]).repeat(size)
     one = plan.model_copy(update={"steps": 1})
     took = 0.0
     try:
@@ -230,11 +230,11 @@ def seconds_to_draw(model: StableDiffusion, plan: SamplingPlan, pictures: int) -
 class _Drawer:
     """Requests in, pixels out, batch by batch; halves the batch when memory runs out."""
 
-    def __init__(self, model: StableDiffusion, plan: SamplingPlan, negative: str) -> None:
+    def __init__(self, model: DiffusionModel, plan: SamplingPlan, negative: str) -> None:
         self._model = model
         self._plan = plan
         self._negative = negative
-        self._embeddings: dict[str, Float[Tensor, "1 t d"]] = {}
+        self._embeddings: dict[str, Conditioning] = {}
 
     def batches(
         self, looks: list[list[_Slot]], size: int
@@ -262,8 +262,8 @@ class _Drawer:
             latents = denoise(
                 self._model,
                 torch.cat([initial_noise(self._model, seed) for seed in seeds]),
-                torch.cat([self._embed(request.prompt) for request in requests]),
-                torch.cat([self._embed(self._negative)] * len(requests)),
+                Conditioning.join([self._embed(request.prompt) for request in requests]),
+                self._embed(self._negative).repeat(len(requests)),
                 plan=self._plan,
                 picture_seeds=seeds,
             )
@@ -275,7 +275,7 @@ class _Drawer:
                 raise _not_finite(request, "decoding")
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
-    def _embed(self, prompt: str) -> Float[Tensor, "1 t d"]:
+    def _embed(self, prompt: str) -> Conditioning:
         if prompt not in self._embeddings:
             self._embeddings[prompt] = self._model.embed([prompt])
         return self._embeddings[prompt]
@@ -293,7 +293,7 @@ def _store(
     twins: list[_Slot],
     picture: UInt8[Tensor, "3 h w"],
     out: Path,
-    model: StableDiffusion,
+    model: DiffusionModel,
     plan: SamplingPlan,
     negative: str,
 ) -> set[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from variegate.models.sd import StableDiffusion
+from variegate.models import DiffusionModel
 from variegate.recipe import SamplingPlan
 
 KEY = "variegate"
@@ -45,7 +45,7 @@ def key_of(file: Path) -> str | None:
 
 
 def parameters(
-    prompt: str, seed: int, model: StableDiffusion, plan: SamplingPlan, negative: str = ""
+    prompt: str, seed: int, model: DiffusionModel, plan: SamplingPlan, negative: str = ""
 ) -> str:
     """What A1111 writes into its pictures, so that its screens and others can read ours.
 

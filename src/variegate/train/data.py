@@ -24,6 +24,7 @@ from variegate import seeds
 from variegate.adapter import Attached
 from variegate.errors import ImagesError, NotFinite, RecipeError
 from variegate.images import ImageSet, Picture
+from variegate.models import Conditioning
 from variegate.recipe import Recipe
 from variegate.train.masks import find_masks
 from variegate.train.paint import ground_colour
@@ -131,10 +132,7 @@ class Latents:
                 caption = strategy.caption(caption, step, row, rows[-1].seen)
             captions.append(caption)
         latents = torch.stack([row.latent for row in rows])
-        levels = self._model.schedule.timesteps
-        timesteps = torch.randint(
-            levels, (size,), generator=seeds.at(recipe.seed, "timesteps", step)
-        )
+        timesteps = self._model.schedule.draw(size, seeds.at(recipe.seed, "timesteps", step))
         noise = torch.randn(latents.shape, generator=seeds.at(recipe.seed, "noise", step))
         device = self._model.device
         return Batch(
@@ -178,28 +176,35 @@ class Latents:
 
 
 class Words:
-    """Prompts as what the network reads: kept for the base, live while the text encoder learns."""
+    """Prompts as what the network reads: kept for the base, live while the text encoder learns.
 
-    def __init__(self, model: Any, on: Attached, *, learns: bool) -> None:
+    pixels: the side of the pictures that are learnt, for bases that are told of it.
+    """
+
+    def __init__(self, model: Any, on: Attached, *, learns: bool, pixels: int) -> None:
         self._model = model
         self._on = on
         self._learns = learns
-        self._kept: dict[str, Tensor] = {}
+        self._pixels = pixels
+        self._kept: dict[str, Conditioning] = {}
 
-    def base(self, prompts: Sequence[str]) -> Float[Tensor, "b t d"]:
+    def base(self, prompts: Sequence[str]) -> Conditioning:
         """As the base reads them."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._kept:
                 with self._on.silenced(), torch.no_grad():
-                    self._kept[prompt] = self._model.embed([prompt])[0].detach()
-        return torch.stack([self._kept[prompt] for prompt in prompts])
+                    self._kept[prompt] = self._embed([prompt]).detach()
+        return Conditioning.join([self._kept[prompt] for prompt in prompts])
 
-    def live(self, prompts: Sequence[str]) -> Float[Tensor, "b t d"]:
+    def live(self, prompts: Sequence[str]) -> Conditioning:
         """As the adapter reads them, with gradients if it learns to read."""
         if not self._learns:
             return self.base(prompts)
-        embeddings: Tensor = self._model.embed(list(prompts))
-        return embeddings
+        return self._embed(list(prompts))
+
+    def _embed(self, prompts: list[str]) -> Conditioning:
+        words: Conditioning = self._model.embed(prompts, pixels=self._pixels)
+        return words
 
 
 def picture_side(recipe: Recipe, model: Any) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from variegate import formats, models, seeds
 from variegate.adapter import Attached, attach
-from variegate.errors import Interrupted, NotFinite, RunError
+from variegate.errors import Interrupted, NotFinite, RecipeError, RunError
 from variegate.images import ImageSet
 from variegate.progress import Say, silent
 from variegate.recipe import OptimizerPlan, Recipe
@@ -104,10 +104,23 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(run.recipe.images))
         say("load base", 0, 0, run.recipe.base)
-        model = model or models.load(run.recipe.base, device=models.pick_device())
+        model = model or models.load(
+            run.recipe.base, device=models.pick_device(), clip_skip=run.recipe.clip_skip
+        )
+        _check_fit(model, run.recipe)
         with _steady(model):
             _train(run, model, images, stop, say)
     return run
+
+
+def _check_fit(model: Any, recipe: Recipe) -> None:
+    """Raises: RecipeError or BaseError now for what would fail, or mislead, once all is learnt."""
+    if model.clip_skip != recipe.clip_skip:
+        raise RecipeError(
+            f"clip_skip: found {recipe.clip_skip}, but the model that was handed over was loaded "
+            f"with {model.clip_skip}; load it with the recipe's"
+        )
+    model.sampler(recipe.sampling.sampler)
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -199,7 +212,9 @@ class Learner:
 
     def __post_init__(self) -> None:
         plan = self.recipe.optimizer
-        self.rates = {"unet": plan.lr, "text_encoder": plan.text_encoder_lr or plan.lr / 2}
+        reading = plan.text_encoder_lr or plan.lr / 2
+        parts = [group["name"] for group in self.on.parameters]
+        self.rates = {p: reading if p.startswith("text") else plan.lr for p in parts}
         groups = [
             {"params": group["params"], "name": group["name"], "lr": self.rates[group["name"]]}
             for group in self.on.parameters
@@ -212,7 +227,12 @@ class Learner:
             fused=device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
-        self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+        self.words = Words(
+            self.model,
+            self.on,
+            learns=self.recipe.adapter.text_encoder,
+            pixels=picture_side(self.recipe, self.model),
+        )
         self.control = Control()
         for strategy in self.strategies.values():
             strategy.attached(self.on)
@@ -299,6 +319,7 @@ class Learner:
                 steps=recipe.optimizer.steps if step is None else step,
                 seed=recipe.seed,
                 lr=recipe.optimizer.lr,
+                clip_skip=recipe.clip_skip,
                 notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
             ),
             factors=finals[-1] if finals and step is None else None,
@@ -342,10 +363,10 @@ class Learner:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
-    def _ask(self, rows: Rows, embeddings: Float[Tensor, "b t d"]) -> Float[Tensor, "b c y x"]:
+    def _ask(self, rows: Rows, words: models.Conditioning) -> Float[Tensor, "b c y x"]:
         device = self.model.device
         noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
-        answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), embeddings)
+        answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), words)
         return answer.float()
 
     def _move(self, loss: Tensor, batch: Batch, step: int) -> float:
@@ -489,9 +510,9 @@ def _check_finite(losses: Float[Tensor, " b"], batch: Batch, step: int) -> None:
 
 @contextmanager
 def _steady(model: Any) -> Iterator[None]:
-    """The UNet in the memory layout that convolutions are quickest in, as it was afterwards."""
-    model.unet.to(memory_format=torch.channels_last)
+    """The network in the memory layout that convolutions are quickest in, as it was afterwards."""
+    model.network.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
-        model.unet.to(memory_format=torch.contiguous_format)
+        model.network.to(memory_format=torch.contiguous_format)

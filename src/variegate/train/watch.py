@@ -184,7 +184,9 @@ class Watch:
     def _start(self, prompt: str, shape: tuple[int, ...]) -> Rows:
         level = int(EARLY * self._schedule.timesteps)
         noise = torch.randn(self._noises, *shape, generator=seeds.at(self._seed, "probe start"))
-        return Rows(noise, torch.full((self._noises,), level), [prompt] * self._noises)
+        timesteps = torch.full((self._noises,), level)
+        starts = self._schedule.unseen(noise, timesteps)
+        return Rows(starts, timesteps, [prompt] * self._noises)
 
     def _variety(self, name: str, answer: Float[Tensor, "b c y x"]) -> float:
         rows = self._starts[name]

@@ -38,7 +38,7 @@ class KeepLayout(Strategy):
         model = setting.model
         side = (self.recipe.resolution or model.resolution) // model.downscale
         self.shape = (model.latent_channels, side, side)
-        self.levels = model.schedule.timesteps
+        self.schedule = model.schedule
         self.pocket = bool(model.pocket)
 
     def weigh_rows(
@@ -51,7 +51,8 @@ class KeepLayout(Strategy):
 
     def beside(self, step: int) -> Beside | None:
         generator = seeds.at(self.recipe.seed, "layout_prior", step)
-        lowest = int(self.plan.boundary * self.levels)
+        levels = self.schedule.timesteps
+        lowest = int(self.plan.boundary * levels)
         asked, plain = (
             [
                 draw_scene(
@@ -63,12 +64,9 @@ class KeepLayout(Strategy):
             ]
             for word in (self.recipe.trigger, self.recipe.class_noun)
         )
-        rows = Rows(
-            noised=torch.randn(self.size, *self.shape, generator=generator),
-            timesteps=torch.randint(lowest, self.levels, (self.size,), generator=generator),
-            prompts=asked,
-        )
-        return Beside(rows, plain)
+        noise = torch.randn(self.size, *self.shape, generator=generator)
+        timesteps = torch.randint(lowest, levels, (self.size,), generator=generator)
+        return Beside(Rows(self.schedule.unseen(noise, timesteps), timesteps, asked), plain)
 
     def beside_weight(self) -> float:
         return self.plan.weight

@@ -59,17 +59,20 @@ class HoldToBase(Strategy):
         model = setting.model
         side = (self.recipe.resolution or model.resolution) // model.downscale
         self.shape = (model.latent_channels, side, side)
-        self.levels = model.schedule.timesteps
+        self.schedule = model.schedule
         self.pocket = bool(model.pocket)
 
     def beside(self, step: int) -> Beside | None:
         if self.beside_weight() == 0:
             return None
         generator = seeds.at(self.recipe.seed, "stay_near", step)
-        lowest = int(self.plan.high_noise * self.levels)
+        levels = self.schedule.timesteps
+        lowest = int(self.plan.high_noise * levels)
+        noise = torch.randn(self.size, *self.shape, generator=generator)
+        timesteps = torch.randint(lowest, levels, (self.size,), generator=generator)
         rows = Rows(
-            noised=torch.randn(self.size, *self.shape, generator=generator),
-            timesteps=torch.randint(lowest, self.levels, (self.size,), generator=generator),
+            noised=self.schedule.unseen(noise, timesteps),
+            timesteps=timesteps,
             prompts=[
                 draw_prompt(
                     seeds.numpy_at(self.recipe.seed, "stay_near prompt", step, row),

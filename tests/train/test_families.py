@@ -1,0 +1,159 @@
+"""Every family learns with every strategy, resumes, and is sampled with what it learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
+from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
+
+from variegate import formats, seeds
+from variegate.errors import BaseError, RecipeError
+from variegate.models import load
+from variegate.recipe import SamplingPlan
+from variegate.sample import Request, sample
+from variegate.train import result, resume, train
+from variegate.train.checkpoint import latest_checkpoint
+
+WRITERS: dict[str, Any] = {"sdxl": write_tiny_sdxl, "sd3": write_tiny_sd3}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_family_learns_with_every_strategy_and_is_sampled_with_it(
+    kind: str, images: Path, tmp_path: Path
+) -> None:
+    base = WRITERS[kind](tmp_path / kind)
+    recipe = tiny_recipe(
+        base,
+        images,
+        strategies=EVERYTHING,
+        adapter={"layers": "attention+feedforward", "text_encoder": True},
+        optimizer={"lr": 1e-2, "steps": 3},
+        checkpoints={"every": 2},
+        probes={"every": 3},
+    )
+    model = load(str(base))
+    run = train(recipe, out=tmp_path / "run", model=model)
+    assert result(run)["step"] == 3
+    assert all(np.isfinite(entry["loss"]) for entry in run.read_journal("step"))
+    measurements = run.read_journal("probe")[-1]["measurements"]
+    assert all(np.isfinite(m["value"]) for m in measurements)
+    learnt = formats.read(run.adapter_file)
+    assert learnt.family == kind
+    parts = {name.partition(".")[0] for name in learnt.layers}
+    network = "transformer" if kind == "sd3" else "unet"
+    assert parts == {network, "text_encoder", "text_encoder_2"}
+    for part in parts:
+        ups = [u.up for n, u in learnt.layers.items() if n.startswith(f"{part}.")]
+        assert any(bool(up.any()) for up in ups), part
+    checkpoint, faults = latest_checkpoint(run.checkpoints)
+    assert checkpoint is not None
+    assert not faults
+    plan = SamplingPlan(steps=2, guidance_scale=3.0)
+    bare, own = (
+        np.asarray(
+            sample(model, adapter, [Request("a zqx", 0)], plan=plan, out=tmp_path / name)
+            .pictures[0]
+            .open()
+        ).astype(int)
+        for name, adapter in (("bare", None), ("own", learnt))
+    )
+    assert np.abs(bare - own).max() > 2
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_resumed_run_of_a_family_is_one_that_never_stopped(
+    kind: str, images: Path, tmp_path: Path
+) -> None:
+    base = WRITERS[kind](tmp_path / kind)
+    recipe = tiny_recipe(
+        base,
+        images,
+        strategies={"stay_near": {}},
+        adapter={"text_encoder": True, "dropout": 0.2},
+        optimizer={"steps": 3},
+        checkpoints={"every": 2},
+        probes={"every": 9, "triples": 3},
+    )
+    model = load(str(base))
+    whole = train(recipe, out=tmp_path / "whole", model=model)
+
+    def crash(phase: str, done: int, total: int, note: str) -> None:
+        if (phase, done) == ("train", 2):
+            raise RuntimeError("pulled")
+
+    with pytest.raises(RuntimeError, match="pulled"):
+        train(recipe, out=tmp_path / "torn", model=model, say=crash)
+    resumed = formats.read(resume(tmp_path / "torn", model=model).adapter_file).layers
+    expected = formats.read(whole.adapter_file).layers
+    assert resumed.keys() == expected.keys()
+    for name, update in expected.items():
+        assert torch.equal(resumed[name].down, update.down), name
+        assert torch.equal(resumed[name].up, update.up), name
+
+
+def test_a_flow_is_trained_on_its_own_levels_towards_noise_less_picture(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the network is asked at a step is the noised picture at the drawn sigma, and the loss of
+    a fresh adapter is its distance from noise - x0."""
+    model = load(str(write_tiny_sd3(tmp_path / "base", t5=False)))
+    recipe = tiny_recipe(
+        tmp_path / "base", images, optimizer={"steps": 1}, probes={"every": 9, "triples": 3}
+    )
+    asked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    predict = model.predict
+
+    def noting(latents: Any, timesteps: Any, words: Any) -> Any:
+        answer = predict(latents, timesteps, words)
+        asked.append((latents.detach(), timesteps, answer.detach()))
+        return answer
+
+    monkeypatch.setattr(model, "predict", noting)
+    run = train(recipe, out=tmp_path / "run", model=model)
+    t = model.schedule.draw(2, seeds.at(recipe.seed, "timesteps", 1))
+    noised, _, answer = next(a for a in asked if torch.equal(a[1], t))
+    noise = torch.randn(noised.shape, generator=seeds.at(recipe.seed, "noise", 1))
+    sigma = (t / 1000).view(-1, 1, 1, 1)
+    clean = (noised - sigma * noise) / (1 - sigma)
+    loss = (answer - (noise - clean)).square().mean()
+    assert run.read_journal("step")[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_clip_skip_is_part_of_what_a_run_stands_on(images: Path, tmp_path: Path) -> None:
+    write_tiny_sd(tmp_path / "base")
+    entries: dict[str, Any] = {"optimizer": {"steps": 1}, "probes": {"every": 9, "triples": 3}}
+    runs = {
+        skip: train(
+            tiny_recipe(tmp_path / "base", images, clip_skip=skip, **entries),
+            out=tmp_path / f"run{skip}",
+        )
+        for skip in (1, 2)
+    }
+    one, two = (runs[skip].read_journal("step")[0]["loss"] for skip in (1, 2))
+    assert one != two
+    one_file, two_file = (formats.read(runs[skip].adapter_file).metadata for skip in (1, 2))
+    assert two_file["ss_clip_skip"] == "2"
+    assert "ss_clip_skip" not in one_file
+    assert [formats.clip_skip_of(found) for found in (one_file, two_file)] == [1, 2]
+    again = tiny_recipe(tmp_path / "base", images, clip_skip=2, **entries)
+    with pytest.raises(RecipeError, match="clip_skip: found 2, but the model"):
+        train(again, out=tmp_path / "other", model=load(str(tmp_path / "base")))
+
+
+def test_a_sampler_that_cannot_follow_a_flow_is_refused_before_training(
+    images: Path, tmp_path: Path
+) -> None:
+    write_tiny_sd3(tmp_path / "base", t5=False)
+    recipe = tiny_recipe(tmp_path / "base", images, sampling={"sampler": "euler_a"})
+    with pytest.raises(BaseError, match="'euler_a' cannot follow"):
+        train(recipe, out=tmp_path / "run")

@@ -1,8 +1,8 @@
 """Which layers of a model learn, and where a named layer is.
 
 Names are `unet.<path>` or `transformer.<path>`, and `text_encoder.<path>`, with the paths of
-diffusers and of transformers before its version 5 (`text_encoder.text_model.encoder...`); both spellings of the text encoder's
-path are found.
+diffusers and of transformers before its version 5 (`text_encoder.text_model.encoder...`); both
+spellings of the text encoder's path are found.
 """
 
 from __future__ import annotations

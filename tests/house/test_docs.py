@@ -17,6 +17,7 @@ import typer.main
 import variegate
 import variegate.errors
 from variegate.cli import app
+from variegate.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -61,6 +62,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("code", [b for p in PAGES for b in _blocks(p, "python")])
 def test_python_examples_run(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("code", [b for p in PAGES for b in _blocks(p, "toml")])
+def test_recipes_in_the_documents_can_be_used(code: str) -> None:
+    assert Recipe.build(tomllib.loads(code)).id
 
 
 def test_examples_in_docstrings_run() -> None:

@@ -13,6 +13,7 @@ from variegate.recipe import Entry, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
+ALTERED = "a few altered variants of each picture, encoded once"
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ FACTS: dict[str, Facts] = {
     "caption_scene": Facts("data", "one mask per picture, made once"),
     "caption_dropout": Facts("data", "none"),
     "flip": Facts("data", "none; doubles the cached latents"),
+    "crop": Facts("data", ALTERED),
+    "affine": Facts("data", ALTERED),
+    "colour": Facts("data", ALTERED),
+    "erase": Facts("data", ALTERED),
     "stay_near": Facts(
         "objective", "one more batch with gradient and one without: about twice the time per step"
     ),
-    "zoom_shift": Facts("data", "a few altered variants of each picture, encoded once"),
+    "zoom_shift": Facts("data", ALTERED),
     "masked_loss": Facts("objective", "one mask per picture, made once"),
-    "new_background": Facts(
-        "data", "a few altered variants of each picture, encoded once; grounds are drawn once"
-    ),
+    "new_background": Facts("data", f"{ALTERED}; grounds are drawn once"),
 }
 
 

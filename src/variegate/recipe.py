@@ -79,6 +79,41 @@ class Flip(Entry):
     p: float = Field(0.5, ge=0, le=1)
 
 
+class Crop(Entry):
+    """Show a part of the picture at full size, the subject in it as far as it fits."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    area_min: float = Field(0.6, gt=0, le=1, description="least share of the picture's area")
+    ratio_max: float = Field(1.2, ge=1, le=3, description="how far the part may be stretched")
+
+
+class Affine(Entry):
+    """Turn and shear the picture about its subject; ground that comes into view is painted on."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(10.0, ge=0, le=180, description="largest turn in degrees")
+    shear: float = Field(5.0, ge=0, le=45, description="largest lean in degrees")
+
+
+class Colour(Entry):
+    """Vary brightness, contrast, saturation and hue a little."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    brightness: float = Field(0.15, ge=0, lt=1, description="largest change as a share")
+    contrast: float = Field(0.15, ge=0, lt=1, description="largest change as a share")
+    saturation: float = Field(0.2, ge=0, le=1, description="largest change as a share")
+    hue: float = Field(0.02, ge=0, le=0.5, description="largest turn of the colour wheel")
+
+
+class Erase(Entry):
+    """Erase a rectangle by chance; it no longer counts as the subject."""
+
+    p: float = Field(0.3, ge=0, le=1)
+    area_min: float = Field(0.02, gt=0, le=0.5, description="share of the picture's area")
+    area_max: float = Field(0.15, gt=0, le=0.5, description="share of the picture's area")
+    fill: Literal["ground", "gray"] = "ground"
+
+
 class StayNear(Entry):
     """Hold class and neutral prompts to what the silenced adapter (the base) predicts."""
 
@@ -119,6 +154,10 @@ class Strategies(Entry):
     caption_scene: CaptionScene | None = None
     caption_dropout: CaptionDropout | None = None
     flip: Flip | None = None
+    crop: Crop | None = None
+    affine: Affine | None = None
+    colour: Colour | None = None
+    erase: Erase | None = None
     stay_near: StayNear | None = None
     zoom_shift: ZoomShift | None = None
     masked_loss: MaskedLoss | None = None

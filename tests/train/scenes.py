@@ -49,4 +49,8 @@ EVERYTHING: dict[str, Any] = {
     "zoom_shift": {},
     "masked_loss": {},
     "new_background": {"source": "painted"},
+    "crop": {},
+    "affine": {},
+    "colour": {},
+    "erase": {},
 }

@@ -199,6 +199,24 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "Some steps train without a caption, so that guidance keeps its footing.",
     ),
     "flip": ("Mirroring", "Mirrored copies keep one side from becoming the only side."),
+    "crop": (
+        "Cropping",
+        "Parts of a picture are shown at full size, so that one framing is not learnt as part of "
+        "the subject.",
+    ),
+    "affine": (
+        "Turning and leaning",
+        "The subject is shown turned and leaning a little, with fresh ground painted where the "
+        "picture ends.",
+    ),
+    "colour": (
+        "Other light",
+        "Brightness, contrast and colours vary a little, as light and cameras make them vary.",
+    ),
+    "erase": (
+        "Gaps",
+        "A rectangle is taken out here and there, so that no single part stands for the subject.",
+    ),
     "stay_near": (
         "Stay near the base",
         "While your subject is learnt, prompts for ordinary things are held to what the base "

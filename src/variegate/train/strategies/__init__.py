@@ -1,6 +1,7 @@
 """The kitchen: every strategy that a recipe can name, in the order in which they act on a picture.
 
-A picture is moved first, then gets its new ground, so that the ground is whole.
+A picture is moved first, then gets its new ground, so that the ground is whole; a gap is cut into
+what it then is, and the light comes last.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from variegate.recipe import Recipe
-from variegate.train.strategies.base import Rows, Seen, Setting, Shot, Strategy
+from variegate.train.strategies.affine import TurnPictures
+from variegate.train.strategies.base import Frame, Rows, Seen, Setting, Shot, Strategy
 from variegate.train.strategies.caption_dropout import DropCaptions
 from variegate.train.strategies.caption_scene import NameScene
+from variegate.train.strategies.colour import VaryColours
+from variegate.train.strategies.crop import ShowParts
+from variegate.train.strategies.erase import EraseParts
 from variegate.train.strategies.flip import MirrorPictures
 from variegate.train.strategies.masked_loss import CountTheSubject
 from variegate.train.strategies.min_snr import CapEasyLevels
@@ -19,8 +24,12 @@ from variegate.train.strategies.stay_near import HoldToBase
 from variegate.train.strategies.zoom_shift import MovePictures
 
 KITCHEN: dict[str, Any] = {
+    "crop": ShowParts,
+    "affine": TurnPictures,
     "zoom_shift": MovePictures,
     "new_background": ChangeGround,
+    "erase": EraseParts,
+    "colour": VaryColours,
     "flip": MirrorPictures,
     "caption_scene": NameScene,
     "caption_dropout": DropCaptions,
@@ -29,7 +38,7 @@ KITCHEN: dict[str, Any] = {
     "stay_near": HoldToBase,
 }
 
-__all__ = ["KITCHEN", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
+__all__ = ["KITCHEN", "Frame", "Rows", "Seen", "Setting", "Shot", "Strategy", "cook"]
 
 
 def cook(recipe: Recipe) -> dict[str, Strategy]:

@@ -6,6 +6,7 @@ The caption stays, so that under it many grounds are equally likely: none become
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class ChangeGround(Strategy):
             ground = self.grounds[int(which * len(self.grounds))]
         else:
             ground = paint_ground(shot.pixels.shape[1:], generator)
-        return Shot(lay_on(shot.pixels, shot.mask, ground).clamp(0, 1), shot.mask, True)
+        return replace(shot, pixels=lay_on(shot.pixels, shot.mask, ground).clamp(0, 1))
 
 
 def draw_grounds(setting: Setting, count: int) -> list[Float[Tensor, "3 h w"]]:

@@ -73,6 +73,44 @@ class CaptionScene(Entry):
     p: float = Field(0.5, ge=0, le=1)
 
 
+class CaptionShuffle(Entry):
+    """Put a caption's tags, parted by commas, in another order; the first few stay in front."""
+
+    p: float = Field(1.0, ge=0, le=1)
+    keep: int = Field(1, ge=0, description="tags that stay in front")
+
+
+class TokenDropout(Entry):
+    """Leave out tags or words of captions by chance, never the trigger."""
+
+    p: float = Field(0.1, ge=0, lt=1, description="chance of each tag or word")
+    unit: Literal["tag", "word"] = "tag"
+
+
+class CaptionEdits(Entry):
+    """Add a random word to some captions, or put one in another's place (arXiv 2305.20086)."""
+
+    p: float = Field(0.3, ge=0, le=1)
+    words: int = Field(1, ge=1, le=8, description="words that are changed in such a caption")
+    replaced: float = Field(0.5, ge=0, le=1, description="share replaced; the rest is added")
+
+
+class EvenPictures(Entry):
+    """Let pictures that are one picture twice share one vote, taking turns."""
+
+
+class Buckets(Entry):
+    """Keep pictures' shapes: batches of one shape each, of about the same area."""
+
+    ratio_max: float = Field(2.0, ge=1, le=4, description="longer shapes are cut to this")
+    multiple: int | None = Field(
+        None,
+        ge=8,
+        multiple_of=8,
+        description="pixels that sides are multiples of; None: 64, 16 on the pocket",
+    )
+
+
 class Flip(Entry):
     """Mirror pictures left to right by chance."""
 
@@ -153,6 +191,11 @@ class Strategies(Entry):
     min_snr: MinSNR | None = None
     caption_scene: CaptionScene | None = None
     caption_dropout: CaptionDropout | None = None
+    caption_shuffle: CaptionShuffle | None = None
+    token_dropout: TokenDropout | None = None
+    caption_edits: CaptionEdits | None = None
+    even_pictures: EvenPictures | None = None
+    buckets: Buckets | None = None
     flip: Flip | None = None
     crop: Crop | None = None
     affine: Affine | None = None
@@ -169,6 +212,19 @@ class HeldOut(Entry):
 
     share: float = Field(0.15, ge=0, le=0.5)
     at_least_pictures: int = Field(5, ge=2, description="below this many, none is held out")
+
+
+class Masks(Entry):
+    """Where the subject's masks come from, for strategies that need them; hand-drawn ones win."""
+
+    segmenter: str = Field(
+        "", description="ONNX file of the U2-Net family, read by rembg; empty: from the pixels"
+    )
+    unsure: Literal["whole", "attention"] = Field(
+        "whole",
+        description="where the pixels do not tell: the whole picture counts, or what of it the "
+        "base attends to at the class noun",
+    )
 
 
 class Probes(Entry):
@@ -207,6 +263,7 @@ class Recipe(Entry):
     optimizer: OptimizerPlan = OptimizerPlan()
     strategies: Strategies = Strategies()
     held_out: HeldOut = HeldOut()
+    masks: Masks = Masks()
     probes: Probes = Probes()
     checkpoints: Checkpoints = Checkpoints()
     sampling: SamplingPlan = SamplingPlan()

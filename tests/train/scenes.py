@@ -53,4 +53,9 @@ EVERYTHING: dict[str, Any] = {
     "affine": {},
     "colour": {},
     "erase": {},
+    "caption_shuffle": {},
+    "token_dropout": {"unit": "word"},
+    "caption_edits": {},
+    "even_pictures": {},
+    "buckets": {"multiple": 16},
 }

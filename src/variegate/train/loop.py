@@ -44,7 +44,7 @@ from variegate.train.data import (
     picture_side,
     read_training_set,
 )
-from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
+from variegate.train.objective import answers, row_losses, weigh_places, weigh_rows
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Rows, Setting, Strategy, cook
 from variegate.train.watch import Watch
@@ -123,6 +123,7 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         side=picture_side(recipe, model),
         pocket=model.pocket,
         needs_masks=any(s.needs_masks for s in strategies.values()),
+        base=model,
     )
     checkpoint, faults = latest_checkpoint(run.checkpoints)
     _start(run, model, data, step=checkpoint.step if checkpoint else 0, faults=faults)
@@ -211,8 +212,8 @@ class Learner:
         with self.on.silenced(), torch.no_grad():
             held = [self.predict_base(rows) for rows in beside.values()]
         with self._dropout(step):
-            answer = self.predict(join([batch.rows(schedule), *beside.values()]))
-        prediction, *others = torch.split(answer, [len(batch.keys), *(len(base) for base in held)])
+            asked = [batch.rows(schedule), *beside.values()]
+            prediction, *others = answers(asked, self.predict)
 
         target = schedule.target(batch.latents, batch.noise, batch.timesteps)
         missed = row_losses(prediction, target, weigh_places(strategies, batch.masks))

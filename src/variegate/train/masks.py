@@ -3,6 +3,11 @@
 The ring at a picture's border shows its ground. Its colours are clustered, and whatever is far
 from all of them, and from their mixtures, is the subject. Hand-drawn masks, where there are any,
 win over what is found here.
+
+On the pocket's scenes these masks have an intersection over union with the true ones of 0.92; what
+the base's own attention gives (`attention.py`) has 0.41, 0.46 with the best threshold for each
+picture, since the pocket attends on 4 x 4 places. On grounds of 40 random rectangles both are lost
+(0.26 and 0.27), and this method does not know it. 60 scenes each.
 """
 
 from __future__ import annotations
@@ -41,6 +46,21 @@ def find_masks(
     if not masks:
         return torch.zeros(images.shape[0], *images.shape[2:]), torch.zeros(0)
     return torch.stack(masks), torch.tensor(confidence, dtype=torch.float32)
+
+
+def mask_from_map(map_: Float[Tensor, "h w"]) -> Float[Tensor, "h w"] | None:
+    """The parts of a map in 0..1 that stand out from the rest; None where that is no subject."""
+    values = map_.numpy().astype(np.float32)
+    out = values > _otsu(values)
+    out &= _big_parts(out, share=0.15)
+    if not SMALLEST <= float(out.mean()) <= LARGEST:
+        return None
+    return torch.from_numpy(out.astype(np.float32))
+
+
+def plausible(mask: Float[Tensor, "h w"]) -> bool:
+    """Whether the subject takes a believable share of the picture."""
+    return SMALLEST <= float((mask > 0.5).float().mean()) <= LARGEST
 
 
 def _find_mask(pixels: NDArray[np.uint8]) -> tuple[Array, float]:

@@ -37,7 +37,7 @@ class Budget:
         return self.views > self.most
 
 
-def budget(*, pictures: float, steps: int, batch_size: int, altered: bool) -> Budget:
+def budget(*, pictures: int, steps: int, batch_size: int, altered: bool) -> Budget:
     """What a run spends on each picture, beside what is usual.
 
     pictures: that are trained on, copies of one counted once. altered: whether steps see them

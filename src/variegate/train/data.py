@@ -29,6 +29,7 @@ from variegate.images import ImageSet, Picture
 from variegate.recipe import Recipe
 from variegate.train.attention import attention_map
 from variegate.train.budget import budget_note
+from variegate.train.latent_cache import LatentCache
 from variegate.train.masks import find_masks, mask_from_map, plausible
 from variegate.train.paint import ground_colour
 from variegate.train.segmenter import open_segmenter
@@ -152,7 +153,11 @@ class Encoded(NamedTuple):
 
 
 class Latents:
-    """Examples as batches of latents, encoded at need by the bare autoencoder and kept."""
+    """Examples as batches of latents, encoded at need by the bare autoencoder and kept.
+
+    They are kept in memory for the run, and on disk for later ones; not so the pocket's, which
+    encodes faster than a disk is read.
+    """
 
     def __init__(self, model: Any, recipe: Recipe, strategies: Mapping[str, Strategy]) -> None:
         self._model = model
@@ -161,6 +166,7 @@ class Latents:
         self._alters = any(s.alters for s in strategies.values())
         self._kept: dict[tuple[str, int, bool], Encoded] = {}
         self._dealt: tuple[Sequence[Example], Turns] | None = None
+        self._disk = None if model.pocket else LatentCache(model)
 
     def batch(self, examples: Sequence[Example], step: int) -> Batch:
         """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size."""
@@ -217,16 +223,28 @@ class Latents:
         pixels, mask, frame = shot.pixels, shot.mask, shot.frame
         if mirrored:
             pixels, mask, frame = pixels.flip(-1), mask.flip(-1), frame and frame.mirrored()
-        generator = seeds.at(self._recipe.seed, "encode", key, variant, int(mirrored))
-        latent = self._model.encode(pixels[None] * 2 - 1, generator)[0].float().cpu()
+        seed = seeds.number(self._recipe.seed, "encode", key, variant, int(mirrored))
+        latent = self._latent(pixels, seed, key)
+        share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
+        ground = ground_colour(pixels, mask) if shot.found else None
+        return Encoded(latent, share, Seen(share if shot.found else None, ground), frame)
+
+    def _latent(
+        self, pixels: Float[Tensor, "3 h w"], seed: int, key: str
+    ) -> Float[Tensor, "c y x"]:
+        file = self._disk.file_of(pixels, seed) if self._disk else None
+        if self._disk and file and (known := self._disk.read(file)) is not None:
+            return known
+        generator = torch.Generator().manual_seed(seed)
+        latent: Tensor = self._model.encode(pixels[None] * 2 - 1, generator)[0].float().cpu()
         if not bool(latent.isfinite().all()):
             raise NotFinite(
                 f"picture {key!r} has NaN or infinite latents; its pixels are fine, so the base's "
                 "autoencoder overflows: use precision float32, or another base"
             )
-        share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
-        ground = ground_colour(pixels, mask) if shot.found else None
-        return Encoded(latent, share, Seen(share if shot.found else None, ground), frame)
+        if self._disk and file:
+            self._disk.write(file, latent)
+        return latent
 
 
 class Words:

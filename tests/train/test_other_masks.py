@@ -18,7 +18,7 @@ from variegate.errors import RecipeError
 from variegate.images import ImageSet, Picture
 from variegate.models import load
 from variegate.recipe import Recipe
-from variegate.train.attention import attention_map
+from variegate.train.attention import attention_map, laid_out
 from variegate.train.data import read_training_set
 from variegate.train.masks import mask_from_map
 
@@ -67,7 +67,20 @@ def test_looking_at_attention_leaves_the_model_as_it_was_and_repeats(pocket: Any
     assert attention_map(pocket, pixels, "a toy", "camera") is None
 
 
-def test_a_map_over_a_wide_picture_lies_the_right_way(tmp_path: Path) -> None:
+def test_a_layers_places_are_laid_out_row_by_row_in_the_pictures_shape() -> None:
+    for height, width, rows, columns in (
+        (6, 10, 6, 10),
+        (6, 10, 3, 5),
+        (5, 9, 3, 5),
+        (16, 8, 4, 2),
+    ):
+        places = torch.arange(rows * columns).float()
+        grid = laid_out(places, height, width)
+        assert grid.shape == (rows, columns)
+        assert torch.equal(grid[0], places[:columns])
+
+
+def test_a_wide_picture_has_a_wide_map(tmp_path: Path) -> None:
     model = load(str(write_tiny_sd(tmp_path / "base")))
     pixels = torch.rand(3, 48, 80, generator=torch.Generator().manual_seed(0))
     map_ = attention_map(model, pixels, "a dog", "dog")

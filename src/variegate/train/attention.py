@@ -48,12 +48,16 @@ def attention_map(
     maps = []
     for probabilities in seen:  # [rows, places, tokens] of one layer
         paid = probabilities[..., tokens].mean((0, 2))
-        down = round((height * width / len(paid)) ** 0.5)
-        rows = -(-height // down)
-        map_ = paid.reshape(1, 1, rows, len(paid) // rows)
-        maps.append(F.interpolate(map_ / paid.mean(), pixels.shape[1:], mode="bicubic")[0, 0])
+        map_ = laid_out(paid / paid.mean(), height, width)[None, None]
+        maps.append(F.interpolate(map_, pixels.shape[1:], mode="bicubic")[0, 0])
     mean = torch.stack(maps).mean(0)
     return (mean - mean.min()) / (mean.max() - mean.min()).clamp_min(1e-6)
+
+
+def laid_out(places: Float[Tensor, " n"], height: int, width: int) -> Float[Tensor, "rows columns"]:
+    """A layer's places, row by row, as the grid that is left of latents halved some times."""
+    down = round((height * width / len(places)) ** 0.5)
+    return places.reshape(-(-height // down), -1)
 
 
 def _tokens_of(tokenizer: Any, prompt: str, word: str) -> list[int]:

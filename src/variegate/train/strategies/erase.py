@@ -2,7 +2,7 @@
 
 The erased place no longer counts as subject. Filled from the ground around it, it looks as if the
 subject had a gap; filled with gray, as published (Zhong et al. 2017, arXiv 1708.04896), it looks
-like a gray box, and a diffusion model learns to draw gray boxes.
+like a gray box, which a model that learns long enough may come to draw.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from variegate.recipe import ADAPTER_KINDS, Entry, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
+ALTERED = "a few altered variants of each picture, encoded once"
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,22 @@ FACTS: dict[str, Facts] = {
     "min_snr": Facts("objective", "none"),
     "caption_scene": Facts("data", "one mask per picture, made once"),
     "caption_dropout": Facts("data", "none"),
+    "caption_shuffle": Facts("data", "none"),
+    "token_dropout": Facts("data", "none"),
+    "caption_edits": Facts("data", "none"),
+    "even_pictures": Facts("data", "one look at each picture, once"),
+    "buckets": Facts("data", "none; batches hold one shape"),
     "flip": Facts("data", "none; doubles the cached latents"),
+    "crop": Facts("data", ALTERED),
+    "affine": Facts("data", ALTERED),
+    "colour": Facts("data", ALTERED),
+    "erase": Facts("data", ALTERED),
     "stay_near": Facts(
         "objective", "one more batch with gradient and one without: about twice the time per step"
     ),
-    "zoom_shift": Facts("data", "a few altered variants of each picture, encoded once"),
+    "zoom_shift": Facts("data", ALTERED),
     "masked_loss": Facts("objective", "one mask per picture, made once"),
-    "new_background": Facts(
-        "data", "a few altered variants of each picture, encoded once; grounds are drawn once"
-    ),
+    "new_background": Facts("data", f"{ALTERED}; grounds are drawn once"),
     "layout_prior": Facts(
         "objective", "one more batch with gradient and one without: about twice the time per step"
     ),

@@ -237,10 +237,83 @@ class CaptionScene(Entry):
     p: float = Field(0.5, ge=0, le=1)
 
 
+class CaptionShuffle(Entry):
+    """Put a caption's tags, parted by commas, in another order; the first few stay in front."""
+
+    p: float = Field(1.0, ge=0, le=1)
+    keep: int = Field(1, ge=0, description="tags that stay in front")
+
+
+class TokenDropout(Entry):
+    """Leave out tags or words of captions by chance, never the trigger."""
+
+    p: float = Field(0.1, ge=0, lt=1, description="chance of each tag or word")
+    unit: Literal["tag", "word"] = "tag"
+
+
+class CaptionEdits(Entry):
+    """Add a random word to some captions, or put one in another's place (arXiv 2305.20086)."""
+
+    p: float = Field(0.3, ge=0, le=1)
+    words: int = Field(1, ge=1, le=8, description="words that are changed in such a caption")
+    replaced: float = Field(0.5, ge=0, le=1, description="share replaced; the rest is added")
+
+
+class EvenPictures(Entry):
+    """Let pictures that are one picture twice share one vote, taking turns."""
+
+
+class Buckets(Entry):
+    """Keep pictures' shapes: batches of one shape each, of about the same area."""
+
+    ratio_max: float = Field(2.0, ge=1, le=4, description="longer shapes are cut to this")
+    multiple: int | None = Field(
+        None,
+        ge=8,
+        multiple_of=8,
+        description="pixels that sides are multiples of; None: 64, 16 on the pocket",
+    )
+
+
 class Flip(Entry):
     """Mirror pictures left to right by chance."""
 
     p: float = Field(0.5, ge=0, le=1)
+
+
+class Crop(Entry):
+    """Show a part of the picture at full size, the subject in it as far as it fits."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    area_min: float = Field(0.6, gt=0, le=1, description="least share of the picture's area")
+    ratio_max: float = Field(1.2, ge=1, le=3, description="how far the part may be stretched")
+
+
+class Affine(Entry):
+    """Turn and shear the picture about its subject; ground that comes into view is painted on."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(10.0, ge=0, le=180, description="largest turn in degrees")
+    shear: float = Field(5.0, ge=0, le=45, description="largest lean in degrees")
+
+
+class Colour(Entry):
+    """Vary brightness, contrast, saturation and hue a little."""
+
+    p: float = Field(0.5, ge=0, le=1)
+    brightness: float = Field(0.15, ge=0, lt=1, description="largest change as a share")
+    contrast: float = Field(0.15, ge=0, lt=1, description="largest change as a share")
+    saturation: float = Field(0.2, ge=0, le=1, description="largest change as a share")
+    hue: float = Field(0.02, ge=0, le=0.5, description="largest turn of the colour wheel")
+
+
+class Erase(Entry):
+    """Erase a rectangle by chance; it no longer counts as the subject."""
+
+    p: float = Field(0.3, ge=0, le=1)
+    area_min: float = Field(0.02, gt=0, le=0.5, description="share of the picture's area")
+    area_max: float = Field(0.15, gt=0, le=0.5, description="share of the picture's area")
+    fill: Literal["ground", "gray"] = "ground"
 
 
 class StayNear(Entry):
@@ -395,7 +468,16 @@ class Strategies(Entry):
     min_snr: MinSNR | None = None
     caption_scene: CaptionScene | None = None
     caption_dropout: CaptionDropout | None = None
+    caption_shuffle: CaptionShuffle | None = None
+    token_dropout: TokenDropout | None = None
+    caption_edits: CaptionEdits | None = None
+    even_pictures: EvenPictures | None = None
+    buckets: Buckets | None = None
     flip: Flip | None = None
+    crop: Crop | None = None
+    affine: Affine | None = None
+    colour: Colour | None = None
+    erase: Erase | None = None
     stay_near: StayNear | None = None
     zoom_shift: ZoomShift | None = None
     masked_loss: MaskedLoss | None = None
@@ -428,6 +510,19 @@ class HeldOut(Entry):
 
     share: float = Field(0.15, ge=0, le=0.5)
     at_least_pictures: int = Field(5, ge=2, description="below this many, none is held out")
+
+
+class Masks(Entry):
+    """Where the subject's masks come from, for strategies that need them; hand-drawn ones win."""
+
+    segmenter: str = Field(
+        "", description="ONNX file of the U2-Net family, read by rembg; empty: from the pixels"
+    )
+    unsure: Literal["whole", "attention"] = Field(
+        "whole",
+        description="where the pixels do not tell: the whole picture counts, or what of it the "
+        "base attends to at the class noun",
+    )
 
 
 class Probes(Entry):
@@ -497,6 +592,7 @@ class Recipe(Entry):
     optimizer: OptimizerPlan = OptimizerPlan()
     strategies: Strategies = Strategies()
     held_out: HeldOut = HeldOut()
+    masks: Masks = Masks()
     probes: Probes = Probes()
     guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()

@@ -50,4 +50,13 @@ EVERYTHING: dict[str, Any] = {
     "zoom_shift": {},
     "masked_loss": {},
     "new_background": {"source": "painted"},
+    "crop": {},
+    "affine": {},
+    "colour": {},
+    "erase": {},
+    "caption_shuffle": {},
+    "token_dropout": {"unit": "word"},
+    "caption_edits": {},
+    "even_pictures": {},
+    "buckets": {"multiple": 16},
 }

@@ -42,6 +42,25 @@ def test_a_picture_without_a_subject_counts_as_a_whole() -> None:
     assert bool((masks == 1).all())
 
 
+def test_on_a_cluttered_ground_no_mask_is_believed() -> None:
+    rng = np.random.default_rng(3)
+    cluttered = []
+    for scene in scenes("plain", "medium", 30):
+        picture = world.render(scene)
+        true = world.render_mask(scene)[..., None]
+        ground = np.zeros_like(picture)
+        for _ in range(60):
+            y, x = rng.integers(0, 60, 2)
+            h, w = rng.integers(4, 20, 2)
+            ground[y : y + h, x : x + w] = rng.integers(0, 255, 3)
+        mixed = true * picture + (1 - true) * ground
+        cluttered.append(torch.from_numpy(mixed.astype(np.uint8)).permute(2, 0, 1))
+    masks, confidence = find_masks(torch.stack(cluttered))
+    lost = confidence == 0
+    assert float(lost.float().mean()) > 0.6
+    assert bool((masks[lost] == 1).all())
+
+
 def test_large_pictures_keep_their_size() -> None:
     small = pictures(scenes("plain", "large", 1))
     large = small.repeat_interleave(5, -1).repeat_interleave(5, -2)[:, :, :, :300]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests.tiny import write_tiny_sd
 from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
 
@@ -49,7 +50,11 @@ CODE = textwrap.dedent(
 def place(tmp_path_factory: Any) -> Path:
     folder: Path = tmp_path_factory.mktemp("train")
     write_tiny_sd(folder / "base")
-    write_pictures(folder / "images")
+    images = write_pictures(folder / "images")
+    for name in ("01.png", "04.png"):  # of another shape, so that there are two buckets
+        with Image.open(images / name) as picture:
+            wide = picture.crop((0, 8, 64, 56))
+        wide.save(images / name)
     return folder
 
 

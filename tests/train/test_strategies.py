@@ -53,11 +53,15 @@ def test_a_file_stands_in_the_kitchen_for_each_strategy() -> None:
     assert files == set(KITCHEN)
 
 
-@pytest.mark.parametrize("name", ["zoom_shift", "new_background"])
+@pytest.mark.parametrize(
+    "name", ["zoom_shift", "new_background", "crop", "affine", "colour", "erase"]
+)
 def test_the_same_address_gives_the_same_picture_and_others_differ(name: str) -> None:
     strategy = one(name, p=1.0)
     picture, _ = shot()
+    state = torch.random.get_rng_state()
     first = strategy.alter(picture, ("a.png", 0))
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.pixels, strategy.alter(picture, ("a.png", 0)).pixels)
     assert not torch.equal(first.pixels, strategy.alter(picture, ("a.png", 1)).pixels)
     assert not torch.equal(first.pixels, strategy.alter(picture, ("b.png", 0)).pixels)

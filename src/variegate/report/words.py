@@ -198,7 +198,45 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "Caption dropout",
         "Some steps train without a caption, so that guidance keeps its footing.",
     ),
+    "caption_shuffle": (
+        "Tags in any order",
+        "The tags of a caption change places, so that each is read for itself.",
+    ),
+    "token_dropout": (
+        "Fewer words",
+        "Some words of a caption are left out, so that no set of words calls up one picture.",
+    ),
+    "caption_edits": (
+        "Stray words",
+        "A random word is put into some captions, so that no caption is the key to one picture.",
+    ),
+    "even_pictures": (
+        "One picture, one vote",
+        "Copies of a picture take turns, so that it does not count more than the others.",
+    ),
+    "buckets": (
+        "Shapes kept",
+        "Wide and tall pictures are trained on as they are, not cut to squares.",
+    ),
     "flip": ("Mirroring", "Mirrored copies keep one side from becoming the only side."),
+    "crop": (
+        "Cropping",
+        "Parts of a picture are shown at full size, so that one framing is not learnt as part of "
+        "the subject.",
+    ),
+    "affine": (
+        "Turning and leaning",
+        "The subject is shown turned and leaning a little, with fresh ground painted where the "
+        "picture ends.",
+    ),
+    "colour": (
+        "Other light",
+        "Brightness, contrast and colours vary a little, as light and cameras make them vary.",
+    ),
+    "erase": (
+        "Gaps",
+        "A rectangle is taken out here and there, so that no single part stands for the subject.",
+    ),
     "stay_near": (
         "Stay near the base",
         "While your subject is learnt, prompts for ordinary things are held to what the base "

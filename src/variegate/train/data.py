@@ -8,6 +8,8 @@ one by one: what a row holds must not depend on which others were made with it.
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,30 +28,47 @@ from variegate.errors import ImagesError, NotFinite, RecipeError
 from variegate.images import ImageSet, Picture
 from variegate.models import Conditioning
 from variegate.recipe import Recipe
-from variegate.train.masks import find_masks
+from variegate.train.attention import attention_map
+from variegate.train.budget import budget_note
+from variegate.train.latent_cache import LatentCache
+from variegate.train.masks import find_masks, mask_from_map, plausible
 from variegate.train.paint import ground_colour
+from variegate.train.segmenter import open_segmenter
 from variegate.train.split import split
-from variegate.train.strategies import Seen, Shot, Strategy
+from variegate.train.strategies import Frame, Seen, Shot, Strategy
+from variegate.train.strategies.buckets import nearest_shape, shapes
+from variegate.train.strategies.even_pictures import look_at, votes
+from variegate.train.turns import Card, Turns
+
+_log = logging.getLogger(__name__)
 
 LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture ready for training: its pixels at the run's resolution, mask, and caption."""
+    """A picture ready for training: its pixels at the run's resolution, mask, and caption.
+
+    family: one name for all that share a vote in the turns; its own key when it shares with none.
+    """
 
     key: str
     shot: Shot
     caption: str
     repeats: int
+    family: str
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from. masks: the subject's share of each place in the latents."""
+    """What one step learns from. masks: the subject's share of each place in the latents.
+
+    frames: what part of its file each row shows, None for pictures that come from no file.
+    """
 
     keys: list[str]
     captions: list[str]
+    frames: list[Frame | None]
     latents: Float[Tensor, "b c y x"]
     masks: Float[Tensor, "b y x"]
     noise: Float[Tensor, "b c y x"]
@@ -67,27 +86,50 @@ class TrainingSet:
 
 
 def read_training_set(
-    images: ImageSet, recipe: Recipe, *, side: int, pocket: bool, needs_masks: bool
+    images: ImageSet,
+    recipe: Recipe,
+    *,
+    side: int,
+    pocket: bool,
+    needs_masks: bool,
+    base: Any = None,
 ) -> TrainingSet:
     """Open, crop and split the pictures; find the masks if a strategy needs them.
 
-    side: of the square pictures, in pixels.
+    side: of the square pictures in pixels, or of the square that has the area of the buckets'.
+    base: the bare base, asked for masks if the recipe says so; None: it is not asked.
     Raises: ImagesError with every picture that cannot be opened.
     """
-    squares, notes = _squares(images, side)
-    masks, found = _masks(images, squares, notes) if needs_masks else (None, None)
+    hashes = [picture.content_hash() for picture in images]
+    cuts, first, notes = _cut(images, hashes, recipe, side, pocket=pocket)
+    masks = _masks(images, cuts, recipe, base, notes) if needs_masks else [None] * len(images)
     examples = []
-    captions = [caption_of(picture, recipe, pocket=pocket) for picture in images]
     for i, picture in enumerate(images):
-        pixels = torch.from_numpy(np.array(squares[i])).permute(2, 0, 1).float() / 255
-        known = masks is not None and found is not None and bool(found[i])
-        mask = masks[i] if masks is not None and known else torch.ones(side, side)
+        pixels = torch.from_numpy(np.array(cuts[i].picture)).permute(2, 0, 1).float() / 255
+        mask = masks[i]
+        known = mask is not None
         examples.append(
-            Example(picture.key, Shot(pixels, mask, known), captions[i], picture.repeats)
+            Example(
+                key=picture.key,
+                shot=Shot(
+                    pixels,
+                    torch.ones(pixels.shape[1:]) if mask is None else mask,
+                    known,
+                    cuts[i].frame,
+                ),
+                caption=caption_of(picture, recipe, pocket=pocket),
+                repeats=picture.repeats,
+                family=images.pictures[first[i]].key,
+            )
         )
     notes += _caption_notes(examples, recipe)
-    hashes = [picture.content_hash() for picture in images]
-    parts = split(squares, hashes, recipe.held_out, seed=recipe.seed)
+    parts = split(
+        [cut.picture for cut in cuts], hashes, recipe.held_out, seed=recipe.seed, families=first
+    )
+    trained_on = len({examples[i].family for i in parts.train})
+    if warning := budget_note(recipe, trained_on):
+        _log.warning("%s", warning)
+        notes.append(warning)
     return TrainingSet(
         train=tuple(examples[i] for i in parts.train),
         held_out=tuple(examples[i] for i in parts.held_out),
@@ -102,10 +144,15 @@ class Encoded(NamedTuple):
     latent: Float[Tensor, "c y x"]
     mask: Float[Tensor, "y x"]
     seen: Seen
+    frame: Frame | None
 
 
 class Latents:
-    """Examples as batches of latents, encoded at need by the bare autoencoder and kept."""
+    """Examples as batches of latents, encoded at need by the bare autoencoder and kept.
+
+    They are kept in memory for the run, and on disk for later ones; not so the pocket's, which
+    encodes faster than a disk is read.
+    """
 
     def __init__(self, model: Any, recipe: Recipe, strategies: Mapping[str, Strategy]) -> None:
         self._model = model
@@ -113,12 +160,16 @@ class Latents:
         self._strategies = strategies
         self._alters = any(s.alters for s in strategies.values())
         self._kept: dict[tuple[str, int, bool], Encoded] = {}
+        self._dealt: tuple[Sequence[Example], Turns] | None = None
+        self._disk = None if model.pocket else LatentCache(model)
 
     def batch(self, examples: Sequence[Example], step: int) -> Batch:
-        """The rows of a step: pictures in turns, shuffled anew in each epoch."""
+        """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size."""
         recipe, strategies = self._recipe, self._strategies.values()
         size = recipe.optimizer.batch_size
-        picked = [examples[i] for i in _turns(examples, step, size, recipe.seed)]
+        if self._dealt is None or self._dealt[0] is not examples:
+            self._dealt = examples, deal(examples, size=size, seed=recipe.seed)
+        picked = [examples[i] for i in self._dealt[1].at(step)]
         rows, captions = list[Encoded](), list[str]()
         for row, example in enumerate(picked):
             variant = 0
@@ -138,6 +189,7 @@ class Latents:
         return Batch(
             keys=[example.key for example in picked],
             captions=captions,
+            frames=[row.frame for row in rows],
             latents=latents.to(device),
             masks=torch.stack([row.mask for row in rows]).to(device),
             noise=noise.to(device),
@@ -160,19 +212,31 @@ class Latents:
 
     def _encode(self, shot: Shot, address: tuple[str, int, bool]) -> Encoded:
         key, variant, mirrored = address
-        pixels, mask = shot.pixels, shot.mask
+        pixels, mask, frame = shot.pixels, shot.mask, shot.frame
         if mirrored:
-            pixels, mask = pixels.flip(-1), mask.flip(-1)
-        generator = seeds.at(self._recipe.seed, "encode", key, variant, int(mirrored))
-        latent = self._model.encode(pixels[None] * 2 - 1, generator)[0].float().cpu()
+            pixels, mask, frame = pixels.flip(-1), mask.flip(-1), frame and frame.mirrored()
+        seed = seeds.number(self._recipe.seed, "encode", key, variant, int(mirrored))
+        latent = self._latent(pixels, seed, key)
+        share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
+        ground = ground_colour(pixels, mask) if shot.found else None
+        return Encoded(latent, share, Seen(share if shot.found else None, ground), frame)
+
+    def _latent(
+        self, pixels: Float[Tensor, "3 h w"], seed: int, key: str
+    ) -> Float[Tensor, "c y x"]:
+        file = self._disk.file_of(pixels, seed) if self._disk else None
+        if self._disk and file and (known := self._disk.read(file)) is not None:
+            return known
+        generator = torch.Generator().manual_seed(seed)
+        latent: Tensor = self._model.encode(pixels[None] * 2 - 1, generator)[0].float().cpu()
         if not bool(latent.isfinite().all()):
             raise NotFinite(
                 f"picture {key!r} has NaN or infinite latents; its pixels are fine, so the base's "
                 "autoencoder overflows: use precision float32, or another base"
             )
-        share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
-        ground = ground_colour(pixels, mask) if shot.found else None
-        return Encoded(latent, share, Seen(share if shot.found else None, ground))
+        if self._disk and file:
+            self._disk.write(file, latent)
+        return latent
 
 
 class Words:
@@ -223,16 +287,32 @@ def picture_side(recipe: Recipe, model: Any) -> int:
     return side
 
 
-def _turns(examples: Sequence[Example], step: int, size: int, seed: int) -> list[int]:
-    """Which examples step `step` (from 1) takes: each epoch shows each one `repeats` times."""
-    deck = [i for i, example in enumerate(examples) for _ in range(example.repeats)]
-    first = (step - 1) * size
-    picked = []
-    for place in range(first, first + size):
-        epoch, at = divmod(place, len(deck))
-        order = torch.randperm(len(deck), generator=seeds.at(seed, "order", epoch))
-        picked.append(deck[int(order[at])])
-    return picked
+def deal(examples: Sequence[Example], *, size: int, seed: int) -> Turns:
+    """The turns of a run: each epoch shows each picture `repeats` times, a family as one picture.
+
+    A family has as many turns as the most repeated of its pictures. One deck for each shape.
+    """
+    held: dict[str, list[int]] = {}
+    for i, example in enumerate(examples):
+        held.setdefault(example.family, []).append(i)
+    decks: dict[tuple[int, ...], list[Card]] = {}
+    for members in held.values():
+        shape = tuple(examples[members[0]].shot.mask.shape)
+        turns = max(examples[i].repeats for i in members)
+        decks.setdefault(shape, []).extend([tuple(members)] * turns)
+    return Turns([decks[shape] for shape in sorted(decks)], size=size, seed=seed)
+
+
+def stack_common(latents: Sequence[Float[Tensor, "c _ _"]]) -> Float[Tensor, "b c y x"]:
+    """Latents of several sizes as one stack of their middles, for what compares them."""
+    y, x = (min(latent.shape[axis] for latent in latents) for axis in (1, 2))
+    tops = [((latent.shape[1] - y) // 2, (latent.shape[2] - x) // 2) for latent in latents]
+    return torch.stack(
+        [
+            latent[:, top : top + y, left : left + x]
+            for latent, (top, left) in zip(latents, tops, strict=True)
+        ]
+    )
 
 
 def caption_of(picture: Picture, recipe: Recipe, *, pocket: bool) -> str:
@@ -257,19 +337,32 @@ def _caption_notes(examples: Sequence[Example], recipe: Recipe) -> list[str]:
     ]
 
 
-def _squares(images: ImageSet, side: int) -> tuple[list[Image.Image], list[str]]:
-    """The pictures cut to squares, one open at a time, and what that loses of long ones.
+class _Cut(NamedTuple):
+    """A picture at the size that is trained on, and which part of its file it is."""
+
+    picture: Image.Image
+    frame: Frame
+
+
+def _cut(
+    images: ImageSet, hashes: Sequence[str], recipe: Recipe, side: int, *, pocket: bool
+) -> tuple[list[_Cut], list[int], list[str]]:
+    """The pictures cut to size, one open at a time; for each the first that it is a copy of (or
+    itself); and what is to be told.
 
     Raises: ImagesError with every picture that cannot be opened.
     """
-    squares, long, faults = [], [], []
+    buckets, evens = recipe.strategies.buckets, recipe.strategies.even_pictures is not None
+    known = shapes(side, buckets, pocket=pocket) if buckets else [(side, side)]
+    cuts, looks, long, faults = [], [], [], []
     for picture in images:
         try:
             image = picture.open()
         except ImagesError as error:
             faults.append(str(error))
             continue
-        squares.append(ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS))
+        cuts.append(_fit(image, nearest_shape((image.height, image.width), known)))
+        looks += [look_at(image)] if evens else []
         if max(image.size) > LARGEST_RATIO * min(image.size):
             long.append(picture.key)
     if faults:
@@ -278,37 +371,104 @@ def _squares(images: ImageSet, side: int) -> tuple[list[Image.Image], list[str]]
             + f"\n{len(faults)} of {len(images)} pictures cannot be used; mend or remove them"
             " (`variegate audit` looks at the whole folder)"
         )
-    if not long:
-        return squares, []
-    return squares, [
-        f"{len(long)} pictures are more than {LARGEST_RATIO:g} times as long as wide, such as "
-        f"{long[0]!r}; only their middle square is seen"
-    ]
+    first = votes(looks, hashes) if evens else list(range(len(cuts)))
+    for i, picture in enumerate(images):
+        size = cuts[first[i]].frame.size
+        if cuts[i].frame.size != size:  # copies of other shapes go where their family is
+            cuts[i] = _fit(picture.open(), size)
+    notes = _bucket_notes(cuts, recipe.optimizer.batch_size) if buckets else []
+    if evens:
+        notes.append(
+            f"{len(images)} pictures have {len(set(first))} votes: copies of a picture share one"
+        )
+    if long:
+        notes.append(
+            f"{len(long)} pictures are more than {LARGEST_RATIO:g} times as long as wide, such as "
+            f"{long[0]!r}; only their middle is seen"
+        )
+    return cuts, first, notes
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> _Cut:
+    """The middle of a picture at a size (height, width), as much of it as fits."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    scaled = (round(image.height * scale), round(image.width * scale))
+    return _Cut(
+        ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS),
+        Frame(
+            original=(image.height, image.width),
+            scaled=scaled,
+            corner=((scaled[0] - height) // 2, (scaled[1] - width) // 2),
+            size=size,
+        ),
+    )
+
+
+def _bucket_notes(cuts: Sequence[_Cut], batch_size: int) -> list[str]:
+    counts = Counter(cut.frame.size for cut in cuts)
+    told = ", ".join(f"{w}x{h}: {n}" for (h, w), n in sorted(counts.items()))
+    notes = [f"pictures by shape, width x height: {told}"]
+    if few := [n for n in counts.values() if n < batch_size]:
+        notes.append(
+            f"{len(few)} shapes have fewer pictures than the batch ({batch_size}): their batches "
+            "show a picture more than once; a smaller batch helps, and so does a "
+            "strategies.buckets.ratio_max nearer 1"
+        )
+    return notes
 
 
 def _masks(
-    images: ImageSet, squares: Sequence[Image.Image], notes: list[str]
-) -> tuple[Float[Tensor, "n h w"], Float[Tensor, " n"]]:
-    """Hand-drawn masks where there are any, else those found in the pixels."""
-    pixels = torch.stack([torch.from_numpy(np.array(s)).permute(2, 0, 1) for s in squares])
-    masks, confidence = find_masks(pixels)
-    drawn = 0
-    for i, picture in enumerate(images):
+    images: ImageSet, cuts: Sequence[_Cut], recipe: Recipe, base: Any, notes: list[str]
+) -> list[Float[Tensor, "h w"] | None]:
+    """Hand-drawn masks where there are any, else those of the user's segmenter or those found in
+    the pixels, else those of the base's attention if it is asked; None: not found.
+
+    Raises: RecipeError for a segmenter that cannot be used.
+    """
+    named = recipe.masks.segmenter
+    segment = open_segmenter(Path(named)) if named else None
+    masks: list[Tensor | None] = []
+    ways = Counter[str]()
+    for picture, cut in zip(images, cuts, strict=True):
+        mask, way = None, ""
         if picture.mask_file is not None:
-            masks[i] = _drawn_mask(picture.mask_file, squares[i].size)
-            confidence[i] = 1.0
-            drawn += 1
-    lost = [p.key for p, sure in zip(images, confidence, strict=True) if sure == 0]
-    notes.append(
-        f"masks: {drawn} hand-drawn, {len(squares) - drawn - len(lost)} found in the pixels"
-        + (
-            f", {len(lost)} not found (such as {lost[0]!r}): those pictures count as a whole; "
+            mask, way = _drawn_mask(picture.mask_file, cut.picture.size), "hand-drawn"
+        elif segment is not None:
+            found = segment(cut.picture)
+            mask, way = (found, "by the segmenter") if plausible(found) else (None, "")
+        else:
+            pixels = torch.from_numpy(np.array(cut.picture)).permute(2, 0, 1)
+            found, confidence = find_masks(pixels[None])
+            if confidence[0] > 0:
+                mask, way = found[0], "found in the pixels"
+            elif recipe.masks.unsure == "attention" and base is not None:
+                mask, way = _attended(base, pixels, picture, recipe), "by the base's attention"
+        masks.append(mask)
+        if mask is not None:
+            ways[way] += 1
+    lost = [p.key for p, mask in zip(images, masks, strict=True) if mask is None]
+    told = [f"{n} {way}" for way, n in sorted(ways.items())]
+    if lost:
+        told.append(
+            f"{len(lost)} not found (such as {lost[0]!r}): those pictures count as a whole; "
             "draw a mask beside them named NAME-masklabel.png"
-            if lost
-            else ""
         )
-    )
-    return masks, confidence
+    notes.append(f"masks: {', '.join(told)}")
+    return masks
+
+
+def _attended(
+    base: Any, pixels: Tensor, picture: Picture, recipe: Recipe
+) -> Float[Tensor, "h w"] | None:
+    """What the base attends to at the class noun, in the picture's caption or the plainest one."""
+    noun = recipe.class_noun
+    if not noun:
+        return None
+    caption = (picture.prompt or "").replace(recipe.trigger or noun, noun)
+    prompt = caption if noun in caption.split() else f"a {noun}"
+    map_ = attention_map(base, pixels.float() / 255, prompt, noun)
+    return None if map_ is None else mask_from_map(map_)
 
 
 def _drawn_mask(file: Path, size: tuple[int, int]) -> Float[Tensor, "h w"]:

@@ -46,8 +46,8 @@ from variegate.train.data import (
     read_training_set,
 )
 from variegate.train.objective import (
+    answers,
     cost_of,
-    join,
     row_losses,
     row_means,
     weigh_places,
@@ -149,6 +149,7 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         side=picture_side(recipe, model),
         pocket=model.pocket,
         needs_masks=any(s.needs_masks for s in strategies.values()),
+        base=model,
     )
     checkpoint, faults = latest_checkpoint(run.checkpoints)
     _start(run, model, data, checkpoint, faults=faults)
@@ -254,8 +255,8 @@ class Learner:
         noised = schedule.noised(batch.latents, added, batch.timesteps)
         own = Rows(noised, batch.timesteps, batch.captions)
         with self._dropout(step):
-            answer = self.predict(join([own, *(extra.rows for extra in beside.values())]))
-        prediction, *others = torch.split(answer, [len(batch.keys), *(len(base) for base in held)])
+            asked = [own, *(extra.rows for extra in beside.values())]
+            prediction, *others = answers(asked, self.predict)
 
         target = schedule.target(batch.latents, noise, batch.timesteps)
         costs = cost_of(strategies, prediction - target, schedule, batch.timesteps)

@@ -3,6 +3,9 @@
 The ring at a picture's border shows its ground. Its colours are clustered, and whatever is far
 from all of them, and from their mixtures, is the subject. Hand-drawn masks, where there are any,
 win over what is found here.
+
+A border that is not of its own colours tells that there is no such ground; then nothing is found.
+How right these masks are, and those of the base's attention, is in `docs/pictures.md`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ CLUSTERS = 5  # of the border's colours: two inks, their shading, and what touch
 LEAST_SHARE = 0.03  # of a side of the border, for a colour to count as seen there
 LEAST_SIDES = 3  # of the border on which a colour must be seen to be ground, not the subject
 LEAST_DISTANCE = 7.0  # in Lab, below which nothing stands out to the eye
+# Of the border, that may stand out from the ground's colours. Of 200 scenes of the pocket's world
+# none has more, of 200 on grounds of 40 random rectangles, where masks are wrong, three quarters.
+MOST_EDGE = 0.25
 SMALLEST, LARGEST = 0.015, 0.9  # plausible shares of the picture
 
 
@@ -43,6 +49,21 @@ def find_masks(
     return torch.stack(masks), torch.tensor(confidence, dtype=torch.float32)
 
 
+def mask_from_map(map_: Float[Tensor, "h w"]) -> Float[Tensor, "h w"] | None:
+    """The parts of a map in 0..1 that stand out from the rest; None where that is no subject."""
+    values = map_.numpy().astype(np.float32)
+    out = values > _otsu(values)
+    out &= _big_parts(out, share=0.15)
+    if not SMALLEST <= float(out.mean()) <= LARGEST:
+        return None
+    return torch.from_numpy(out.astype(np.float32))
+
+
+def plausible(mask: Float[Tensor, "h w"]) -> bool:
+    """Whether the subject takes a believable share of the picture."""
+    return SMALLEST <= float((mask > 0.5).float().mean()) <= LARGEST
+
+
 def _find_mask(pixels: NDArray[np.uint8]) -> tuple[Array, float]:
     height, width = pixels.shape[:2]
     whole = np.ones((height, width), np.float32)
@@ -56,7 +77,7 @@ def _find_mask(pixels: NDArray[np.uint8]) -> tuple[Array, float]:
         return whole, 0.0
     distance = _distance(lab, _ground_colours(lab))
     subject, sure = _pick_subject(distance)
-    if not SMALLEST <= float(subject.mean()) <= LARGEST:
+    if sure == 0 or not SMALLEST <= float(subject.mean()) <= LARGEST:
         return whole, 0.0
     soft = ndimage.gaussian_filter(subject.astype(np.float32), 0.6)
     if scale < 1:
@@ -127,6 +148,11 @@ def _pick_subject(distance: Array) -> tuple[NDArray[np.bool_], float]:
     side = min(distance.shape)
     threshold = max(LEAST_DISTANCE, min(_otsu(distance), 18.0))
     out = distance > threshold
+    ring = max(2, side // 10)
+    edge = np.ones_like(out)
+    edge[ring:-ring, ring:-ring] = False
+    if float(out[edge].mean()) > MOST_EDGE:
+        return out, 0.0
     out &= _big_parts(out, share=0.1)
     reach = max(1, round(side / 40))
     padded = np.pad(out, 2 * reach)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -68,6 +68,19 @@ def weigh_rows(
         if own is not None:
             weights = weights * own
     return weights
+
+
+def answers(
+    parts: list[Rows], predict: Callable[[Rows], Float[Tensor, "b c y x"]]
+) -> list[Float[Tensor, "_ c _ _"]]:
+    """What the network answers to each part; parts of one size are asked in one call."""
+    found: dict[int, Tensor] = {}
+    for size in dict.fromkeys(part.noised.shape[1:] for part in parts):
+        alike = [i for i, part in enumerate(parts) if part.noised.shape[1:] == size]
+        answer = predict(join([parts[i] for i in alike]))
+        counts = [len(parts[i].prompts) for i in alike]
+        found |= zip(alike, torch.split(answer, counts), strict=True)
+    return [found[i] for i in range(len(parts))]
 
 
 def join(parts: list[Rows]) -> Rows:

@@ -15,6 +15,7 @@ SEARCH_PIXELS = (
 )
 MARGIN = 24  # of a picture's side goes as a margin around the subject
 SEVERAL = 0.2  # of the range of a channel: half of a ground that is farther off is of other colours
+RING = 0.15  # share of the side that is taken for ground where no subject was found
 SHIFTS = 160  # of the best ones are tried, until no hole is left
 
 
@@ -70,6 +71,27 @@ def continue_ground(
         if not bool(left.any()):
             break
     return torch.where(left, middle, filled)
+
+
+def paint_open(
+    pixels: Float[Tensor, "3 h w"],
+    *,
+    covered: Float[Tensor, "h w"],
+    subject: Float[Tensor, "h w"],
+) -> Float[Tensor, "3 h w"]:
+    """A moved picture whose uncovered places (0) get the ground that goes on around them."""
+    if bool(covered.min() == 1):
+        return pixels
+    ground = continue_ground(pixels, hole=1 - covered, usable=covered * (1 - grow(subject)))
+    return covered * pixels + (1 - covered) * ground
+
+
+def likely_subject(like: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Where the subject must be thought to be when it was not found: all but a ring."""
+    h, w = like.shape
+    mask = torch.zeros_like(like)
+    mask[round(h * RING) : round(h * (1 - RING)), round(w * RING) : round(w * (1 - RING))] = 1
+    return mask
 
 
 def grow(mask: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:

@@ -26,11 +26,17 @@ class Split:
 
 
 def split(
-    pictures: Sequence[Image.Image], hashes: Sequence[str], plan: HeldOut, *, seed: int
+    pictures: Sequence[Image.Image],
+    hashes: Sequence[str],
+    plan: HeldOut,
+    *,
+    seed: int,
+    families: Sequence[int] | None = None,
 ) -> Split:
     """Hold out about plan.share of the pictures, twins (same bytes or same look) kept together.
 
-    hashes: of each picture's content. Groups of twins larger than what is to be held out stay in
+    hashes: of each picture's content. families: one number for all that are known to be copies of
+    one picture; None when nobody looked. Groups of twins larger than what is to be held out stay in
     training.
     """
     n = len(pictures)
@@ -44,7 +50,7 @@ def split(
             f"no pictures are held out: there are {n}, and below {plan.at_least_pictures} each is "
             "needed for training; learning cannot be told from memorising by the loss",
         )
-    groups = twins(pictures, hashes)
+    groups = twins(pictures, hashes, families or range(n))
     wanted = max(1, round(plan.share * n))
     order = seeds.numpy_at(seed, "held out").permutation(len(groups))
     held: list[int] = []
@@ -66,8 +72,10 @@ def split(
     )
 
 
-def twins(pictures: Sequence[Image.Image], hashes: Sequence[str]) -> list[list[int]]:
-    """Indices grouped by equal content or nearly equal perceptual hash, in order."""
+def twins(
+    pictures: Sequence[Image.Image], hashes: Sequence[str], families: Sequence[int]
+) -> list[list[int]]:
+    """Indices grouped by equal content, family, or nearly equal perceptual hash, in order."""
     looks = np.stack(
         [imagehash.phash(picture, hash_size=HASH_SIDE).hash.flatten() for picture in pictures]
     )
@@ -75,6 +83,7 @@ def twins(pictures: Sequence[Image.Image], hashes: Sequence[str]) -> list[list[i
     for i in range(len(pictures)):
         for j in range(i):
             alike = int((looks[i] != looks[j]).sum()) <= NEAR_BITS
-            if (hashes[i] == hashes[j] or alike) and group[i] != group[j]:
+            same = hashes[i] == hashes[j] or families[i] == families[j]
+            if (same or alike) and group[i] != group[j]:
                 group = [group[j] if g == group[i] else g for g in group]
     return [[i for i, g in enumerate(group) if g == name] for name in dict.fromkeys(group)]

@@ -25,7 +25,7 @@ from variegate import seeds
 from variegate.diffusion import NoiseSchedule
 from variegate.measurement import Better, Measurement
 from variegate.recipe import Recipe
-from variegate.train.data import Example, Latents
+from variegate.train.data import Example, Latents, stack_common
 from variegate.train.objective import row_losses
 from variegate.train.strategies import Rows
 
@@ -150,7 +150,7 @@ class Watch:
         order = torch.randperm(count, generator=seeds.at(self._seed, "probe levels", name))
         timesteps = ((order + 0.5) / count * levels).long().clamp(max=levels - 1)
         picked = [examples[i % len(examples)] for i in range(count)]
-        clean = torch.stack([latents.encoded(example).latent for example in picked])
+        clean = stack_common([latents.encoded(example).latent for example in picked])
         noise = torch.randn(clean.shape, generator=seeds.at(self._seed, "probe noise", name))
         rows = Rows(
             self._schedule.noised(clean, noise, timesteps),

@@ -1,7 +1,8 @@
 """The kitchen: every strategy that a recipe can name, in the order in which they act on a picture.
 
-A picture is moved first, then gets its new ground, so that the ground is whole. An update is capped
-before it is averaged.
+A picture is moved first, then gets its new ground, so that the ground is whole; a gap is cut into
+what it then is, and the light comes last. A caption is shortened and edited before what is seen is
+added to it. An update is capped before it is averaged.
 """
 
 from __future__ import annotations
@@ -9,11 +10,28 @@ from __future__ import annotations
 from typing import Any
 
 from variegate.recipe import RankDropout, Recipe, StayNear
-from variegate.train.strategies.base import Beside, Control, Rows, Seen, Setting, Shot, Strategy
+from variegate.train.strategies.affine import TurnPictures
+from variegate.train.strategies.base import (
+    Beside,
+    Control,
+    Frame,
+    Rows,
+    Seen,
+    Setting,
+    Shot,
+    Strategy,
+)
+from variegate.train.strategies.buckets import KeepShapes
 from variegate.train.strategies.caption_dropout import DropCaptions
+from variegate.train.strategies.caption_edits import EditCaptions
 from variegate.train.strategies.caption_scene import NameScene
+from variegate.train.strategies.caption_shuffle import ShuffleTags
+from variegate.train.strategies.colour import VaryColours
+from variegate.train.strategies.crop import ShowParts
 from variegate.train.strategies.debiased import WeighByNoise
 from variegate.train.strategies.ema import FollowSlowly
+from variegate.train.strategies.erase import EraseParts
+from variegate.train.strategies.even_pictures import ShareVotes
 from variegate.train.strategies.flip import MirrorPictures
 from variegate.train.strategies.huber import BendSquares
 from variegate.train.strategies.input_perturbation import PerturbInput
@@ -32,12 +50,22 @@ from variegate.train.strategies.soft_high_noise import CountLayoutLess
 from variegate.train.strategies.spectral_cap import CapSpectrum
 from variegate.train.strategies.stay_near import HoldToBase
 from variegate.train.strategies.swa import AverageTheEnd
+from variegate.train.strategies.token_dropout import DropTokens
 from variegate.train.strategies.zoom_shift import MovePictures
 
 KITCHEN: dict[str, Any] = {
+    "even_pictures": ShareVotes,
+    "buckets": KeepShapes,
+    "crop": ShowParts,
+    "affine": TurnPictures,
     "zoom_shift": MovePictures,
     "new_background": ChangeGround,
+    "erase": EraseParts,
+    "colour": VaryColours,
     "flip": MirrorPictures,
+    "caption_shuffle": ShuffleTags,
+    "token_dropout": DropTokens,
+    "caption_edits": EditCaptions,
     "caption_scene": NameScene,
     "caption_dropout": DropCaptions,
     "min_snr": CapEasyLevels,
@@ -64,6 +92,7 @@ __all__ = [
     "KITCHEN",
     "Beside",
     "Control",
+    "Frame",
     "Rows",
     "Seen",
     "Setting",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,50 @@ DRAWN_STEPS = 20  # denoising steps of pictures that are trained with: they need
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Which part of a file's picture is shown, in the terms in which SDXL is told it.
+
+    original: height and width of the file's picture. scaled: of the whole of it at the scale at
+    which the part was cut out. corner: top and left of the part in that. size: of the part, which
+    is what is trained on. All in pixels.
+
+    Source: Podell et al., SDXL, 2023 (arXiv 2307.01952), section 2.2: told of its crops, a model
+    need not draw cut subjects.
+    """
+
+    original: tuple[int, int]
+    scaled: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    def mirrored(self) -> Frame:
+        """The same part of the picture after it was mirrored left to right."""
+        top, left = self.corner
+        return replace(self, corner=(top, self.scaled[1] - left - self.size[1]))
+
+    def inside(self, top: int, left: int, height: int, width: int) -> Frame:
+        """A window of this part, resized to this part's size."""
+        down, across = self.size[0] / height, self.size[1] / width
+        return Frame(
+            self.original,
+            (round(self.scaled[0] * down), round(self.scaled[1] * across)),
+            (round((self.corner[0] + top) * down), round((self.corner[1] + left) * across)),
+            self.size,
+        )
+
+
+@dataclass(frozen=True)
 class Shot:
     """One picture on its way into training: pixels in 0..1 and the subject's share of each.
 
-    `found` says whether the mask is believed; where it is not, the mask is all ones.
+    `found` says whether the mask is believed; where it is not, the mask is all ones. frame: None
+    for pictures that come from no file.
     """
 
     pixels: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "h w"]
     found: bool
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)

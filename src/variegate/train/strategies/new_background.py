@@ -5,8 +5,12 @@ The caption stays, so that under it many grounds are equally likely: none become
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import ImageOps
 from torch import Tensor
@@ -44,10 +48,21 @@ class ChangeGround(Strategy):
         if p >= self.plan.p or not shot.found:
             return shot
         if self.grounds and (self.plan.source == "base" or source < 0.5):
-            ground = self.grounds[int(which * len(self.grounds))]
+            ground = cover(self.grounds[int(which * len(self.grounds))], shot.mask.shape)
         else:
             ground = paint_ground(shot.pixels.shape[1:], generator)
-        return Shot(lay_on(shot.pixels, shot.mask, ground).clamp(0, 1), shot.mask, True)
+        return replace(shot, pixels=lay_on(shot.pixels, shot.mask, ground).clamp(0, 1))
+
+
+def cover(ground: Float[Tensor, "3 _ _"], size: Sequence[int]) -> Float[Tensor, "3 _ _"]:
+    """The ground enlarged until it covers a size (height, width), and cut to it."""
+    if list(ground.shape[1:]) == list(size):
+        return ground
+    scale = max(size[0] / ground.shape[1], size[1] / ground.shape[2])
+    whole = [max(n, round(side * scale)) for n, side in zip(size, ground.shape[1:], strict=True)]
+    large = F.interpolate(ground[None], whole, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    top, left = ((a - n) // 2 for a, n in zip(whole, size, strict=True))
+    return large[:, top : top + size[0], left : left + size[1]]
 
 
 def draw_grounds(setting: Setting, count: int) -> list[Float[Tensor, "3 h w"]]:

@@ -6,6 +6,8 @@ draw the subject several times. So is a new ground around the old picture: it wo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,10 +15,8 @@ from torch import Tensor
 
 from variegate import seeds
 from variegate.recipe import Recipe, ZoomShift
-from variegate.train.paint import continue_ground, grow
+from variegate.train.paint import likely_subject, paint_open
 from variegate.train.strategies.base import Shot, Strategy
-
-RING = 0.15  # share of the side that is taken for ground where no subject was found
 
 
 class MovePictures(Strategy):
@@ -39,21 +39,10 @@ class MovePictures(Strategy):
                 keep_in_view(shot.mask.amax(axis), zoom, wanted)
                 for axis, wanted in ((0, shift[0]), (1, shift[1]))
             ]
-        subject = shot.mask if shot.found else middle(shot.mask)
+        subject = shot.mask if shot.found else likely_subject(shot.mask)
         pixels, mask, covered = move(shot.pixels, subject, zoom, (shift[0], shift[1]))
-        if bool(covered.min() < 1):
-            usable = covered * (1 - grow(mask))
-            ground = continue_ground(pixels, hole=1 - covered, usable=usable)
-            pixels = covered * pixels + (1 - covered) * ground
-        return Shot(pixels.clamp(0, 1), mask if shot.found else shot.mask, shot.found)
-
-
-def middle(like: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """Where the subject must be thought to be when it was not found: all but a ring."""
-    h, w = like.shape
-    mask = torch.zeros_like(like)
-    mask[round(h * RING) : round(h * (1 - RING)), round(w * RING) : round(w * (1 - RING))] = 1
-    return mask
+        pixels = paint_open(pixels, covered=covered, subject=mask).clamp(0, 1)
+        return replace(shot, pixels=pixels, mask=mask if shot.found else shot.mask)
 
 
 def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:

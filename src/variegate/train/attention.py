@@ -39,8 +39,8 @@ def attention_map(
     timesteps = torch.tensor([int(level * levels) for level in LEVELS for _ in range(DRAWS)])
     clean = latent.expand(len(timesteps), *latent.shape[1:])
     noise = torch.randn(clean.shape, generator=seeds.at(0, "attention map"))
-    with torch.no_grad(), _recorded(model.unet) as seen:
-        words = model.embed([prompt]).expand(len(timesteps), -1, -1)
+    with torch.no_grad(), _recorded(model.network) as seen:
+        words = model.embed([prompt]).repeat(len(timesteps))
         model.predict(model.schedule.noised(clean, noise, timesteps), timesteps, words)
     if not seen:
         return None

@@ -9,10 +9,9 @@ CPU in float32.
 
 from __future__ import annotations
 
-import math
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,9 @@ from variegate.adapter import Attached, attach
 from variegate.errors import Interrupted, NotFinite, RunError
 from variegate.images import ImageSet
 from variegate.progress import Say, silent
-from variegate.recipe import OptimizerPlan, Recipe
+from variegate.recipe import Recipe
 from variegate.run import Run, differences
-from variegate.train.checkpoint import (
-    latest_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from variegate.train.checkpoint import latest_checkpoint, save_checkpoint
 from variegate.train.data import (
     Batch,
     Latents,
@@ -45,6 +39,8 @@ from variegate.train.data import (
     read_training_set,
 )
 from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
+from variegate.train.optimizers import Descent
+from variegate.train.parts import cut, piece, within_memory
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Rows, Setting, Strategy, cook
 from variegate.train.watch import Watch
@@ -133,7 +129,9 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
     on = attach(model, recipe.adapter, seed=recipe.seed)
     try:
-        learner = Learner(model, on, recipe, strategies)
+        learner = Learner(
+            model, on, recipe, strategies, tell=lambda text: run.journal("note", text=text)
+        )
         if checkpoint is not None:
             learner.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state)
         latents = Latents(model, recipe, strategies)
@@ -183,46 +181,66 @@ class Learner:
     on: Attached
     recipe: Recipe
     strategies: dict[str, Strategy]
+    tell: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        plan = self.recipe.optimizer
-        self.rates = {"unet": plan.lr, "text_encoder": plan.text_encoder_lr or plan.lr / 2}
-        groups = [
-            {"params": group["params"], "name": group["name"], "lr": self.rates[group["name"]]}
-            for group in self.on.parameters
-        ]
-        device = torch.device(self.model.device)
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=plan.lr,
-            weight_decay=plan.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.recipe.precision == "fp16")
-        self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
+        recipe, device = self.recipe, self.model.device
+        self.descent = Descent(recipe.optimizer, self.on, device=device, precision=recipe.precision)
+        self.at_once = recipe.optimizer.micro_batch  # rows per pass; None: all
+        self.words = Words(self.model, self.on, learns=recipe.adapter.text_encoder)
 
-    def learn(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
+    def learn(
+        self, batch: Batch, step: int, *, factor: float = 1.0
+    ) -> tuple[float, dict[str, float]]:
         """One optimizer step: the learning rate it took and its loss terms.
 
-        Raises: NotFinite, naming the pictures, before anything has moved.
+        factor: on the learning rate, beside the schedule's.
+        Raises: NotFinite, naming the pictures, and NoMemory, before anything has moved.
         """
+        beside = {name: r for name, s in self.strategies.items() if (r := s.beside(step))}
+        rows = {"pictures": batch.rows(self.model.schedule), **beside}
+        whole = sum(len(r.prompts) for r in rows.values())
+        asked = min(self.at_once or whole, whole)
+        terms, size = within_memory(
+            lambda size: self._gradients(batch, rows, step, size), asked, tell=self.tell
+        )
+        if size < asked:
+            self.at_once = size
+        what = ", ".join(sorted(set(batch.keys)))
+        return self.descent.take(step, factor=factor, what=what), terms
+
+    def _gradients(
+        self, batch: Batch, rows: dict[str, Rows], step: int, size: int
+    ) -> dict[str, float]:
+        """Let every part of a step's rows leave its gradient; the loss terms of the whole."""
         schedule, strategies = self.model.schedule, self.strategies.values()
-        beside = {name: rows for name, s in self.strategies.items() if (rows := s.beside(step))}
-        with self.on.silenced(), torch.no_grad():
-            held = [self.predict_base(rows) for rows in beside.values()]
-        with self._dropout(step):
-            answer = self.predict(join([batch.rows(schedule), *beside.values()]))
-        prediction, *others = torch.split(answer, [len(batch.keys), *(len(base) for base in held)])
-
         target = schedule.target(batch.latents, batch.noise, batch.timesteps)
-        missed = row_losses(prediction, target, weigh_places(strategies, batch.masks))
-        _check_finite(missed, batch, step)
-        terms = {"pictures": (missed * weigh_rows(strategies, schedule, batch)).mean()}
-        for name, own, base in zip(beside, others, held, strict=True):
-            terms[name] = self.strategies[name].beside_weight() * row_losses(own, base).mean()
-
-        rate = self._move(torch.stack(list(terms.values())).sum(), batch, step)
-        return rate, {name: float(term.detach()) for name, term in terms.items()}
+        places = weigh_places(strategies, batch.masks)
+        weights = weigh_rows(strategies, schedule, batch)
+        counts = {name: len(r.prompts) for name, r in rows.items()}
+        terms = dict.fromkeys(rows, 0.0)
+        self.descent.clear()
+        with self._dropout(step):
+            for part in cut(counts, size):
+                here = {name: piece(rows[name], where) for name, where in part.items()}
+                with self.on.silenced(), torch.no_grad():
+                    held = {n: self.predict_base(r) for n, r in here.items() if n != "pictures"}
+                answer = self.predict(join([*here.values()]))
+                answers = torch.split(answer, [len(r.prompts) for r in here.values()])
+                losses = []
+                for (name, where), own in zip(part.items(), answers, strict=True):
+                    if name == "pictures":
+                        seen = places[where] if places is not None else None
+                        missed = row_losses(own, target[where], seen)
+                        _check_finite(missed, batch.keys[where], step)
+                        loss = (missed * weights[where]).mean()
+                    else:
+                        weight = self.strategies[name].beside_weight()
+                        loss = weight * row_losses(own, held[name]).mean()
+                    losses.append(loss * (len(own) / counts[name]))
+                    terms[name] += float(losses[-1].detach())
+                self.descent.add(torch.stack(losses).sum())
+        return terms
 
     def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The network's answer with the adapter on, in float32."""
@@ -237,58 +255,36 @@ class Learner:
     def adapter(self, data: TrainingSet, step: int | None = None) -> Any:
         """What has been learnt, with what other tools want to know of it."""
         recipe = self.recipe
-        return self.on.adapter(
-            formats.describe(
-                name=recipe.trigger,
-                trigger=recipe.trigger,
-                base=recipe.base,
-                family=self.model.family,
-                prediction=self.model.schedule.prediction,
-                resolution=picture_side(recipe, self.model),
-                pictures=len(data.train),
-                steps=recipe.optimizer.steps if step is None else step,
-                seed=recipe.seed,
-                lr=recipe.optimizer.lr,
-                notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
-            )
+        described = formats.describe(
+            name=recipe.trigger,
+            trigger=recipe.trigger,
+            base=recipe.base,
+            family=self.model.family,
+            prediction=self.model.schedule.prediction,
+            resolution=picture_side(recipe, self.model),
+            pictures=len(data.train),
+            steps=recipe.optimizer.steps if step is None else step,
+            seed=recipe.seed,
+            lr=recipe.optimizer.lr,
+            notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
         )
+        with self.descent.averaged():
+            return self.on.adapter(described)
 
     def state(self) -> dict[str, Any]:
-        return {"scaler": self.scaler.state_dict()}
+        return {"optimizer": self.descent.numbers(), "at_once": self.at_once}
 
     def restore(self, adapter: Any, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Stand where a checkpoint stood."""
         self.on.load(adapter)
-        restore_optimizer(self.optimizer, self.on, optimizer)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
+        self.descent.restore(optimizer, state["optimizer"])
+        self.at_once = state["at_once"]
 
     def _ask(self, rows: Rows, embeddings: Float[Tensor, "b t d"]) -> Float[Tensor, "b c y x"]:
         device = self.model.device
         noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
         answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), embeddings)
         return answer.float()
-
-    def _move(self, loss: Tensor, batch: Batch, step: int) -> float:
-        plan = self.recipe.optimizer
-        share = rate_at(step, plan)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rates[group["name"]] * share
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
-        # With fp16 the scaler skips a step whose gradients overflow, and eases its scale.
-        if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
-            raise NotFinite(
-                f"the gradient at step {step} is {float(norm)} on pictures "
-                f"{', '.join(sorted(set(batch.keys)))}; the last checkpoint stands: lower "
-                f"optimizer.lr (found {plan.lr:g}) or use precision float32"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return plan.lr * share
 
     @contextmanager
     def _dropout(self, step: int) -> Iterator[None]:
@@ -305,16 +301,6 @@ class Learner:
     def _autocast(self) -> Any:
         device, kind = torch.device(self.model.device).type, DTYPES[self.recipe.precision]
         return torch.autocast(device, dtype=kind, enabled=kind != torch.float32)
-
-
-def rate_at(step: int, plan: OptimizerPlan) -> float:
-    """The share of the peak learning rate at a step (from 1): warm-up, then constant or cosine."""
-    if step <= plan.warmup:
-        return step / plan.warmup
-    if plan.schedule == "constant":
-        return 1.0
-    done = (step - plan.warmup - 1) / max(1, plan.steps - plan.warmup)
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[str]) -> None:
@@ -370,7 +356,7 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _look(run: Run, watch: Watch, learner: Learner, step: int) -> None:
-    with learner.on.watched():
+    with learner.on.watched(), learner.descent.averaged():
         seen = watch.look(learner.predict, step)
     run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
 
@@ -380,7 +366,7 @@ def _save(run: Run, learner: Learner, data: TrainingSet, step: int) -> int:
         run.checkpoints,
         step=step,
         adapter=learner.adapter(data, step),
-        optimizer=optimizer_tensors(learner.optimizer, learner.on),
+        optimizer=learner.descent.tensors(),
         state=learner.state(),
         keep=run.recipe.checkpoints.keep,
     )
@@ -413,10 +399,10 @@ def _is_finished(run: Run) -> bool:
     )
 
 
-def _check_finite(losses: Float[Tensor, " b"], batch: Batch, step: int) -> None:
+def _check_finite(losses: Float[Tensor, " b"], keys: list[str], step: int) -> None:
     if bool(losses.isfinite().all()):
         return
-    bad = [k for k, ok in zip(batch.keys, losses.isfinite().tolist(), strict=True) if not ok]
+    bad = [k for k, ok in zip(keys, losses.isfinite().tolist(), strict=True) if not ok]
     raise NotFinite(
         f"the loss at step {step} is not a number on pictures {', '.join(sorted(set(bad)))}; the "
         "last checkpoint stands: lower optimizer.lr, or use precision float32 or bf16"

@@ -73,6 +73,10 @@ TrainImages = Annotated[
     Path | None, typer.Option("--train-images", help="What the adapter learnt from, for copying.")
 ]
 FailOn = Annotated[list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")]
+Vram = Annotated[
+    float | None,
+    typer.Option("--vram", help="GiB to fit into; how is then chosen, and told.", metavar="GIB"),
+]
 Preset = Literal["quick", "standard", "thorough"]
 
 
@@ -155,19 +159,20 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
     recipe: RecipeName = None,
     settings: Settings = None,
+    vram: Vram = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
     ] = None,
     seed: Seed = None,
 ) -> None:
     """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
-    if resume is not None and (images or base or out or recipe or settings):
+    if resume is not None and (images or base or out or recipe or settings or vram):
         raise RequestError(
             "--resume RUN goes on with that run's own recipe and pictures; "
-            "leave IMAGES, --base, --out, --recipe and --set out"
+            "leave IMAGES, --base, --out, --recipe, --set and --vram out"
         )
     if resume is None:
-        asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+        asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
     from variegate import train as room
 
     if resume is None:
@@ -352,10 +357,11 @@ def trial(
     recipe: RecipeName = None,
     settings: Settings = None,
     encoder: Encoders = None,
+    vram: Vram = None,
     seed: Seed = None,
 ) -> None:
     """The whole story in one run: audit, train, sample, measure, report."""
-    asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+    asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
     if not asked.trigger or not asked.class_noun:
         raise RequestError(
             "a trial needs to know what to ask for: give --trigger WORD (a rare word that will "
@@ -489,6 +495,10 @@ def _recipe(
     if not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
+
+
+def _with(settings: list[str] | None, vram: float | None) -> list[str]:
+    return [*(settings or ()), *([f"memory.vram={vram:g}"] if vram is not None else [])]
 
 
 def _run_folder(out: Path | None, asked: Recipe) -> Path:

@@ -30,6 +30,7 @@ from variegate.run import Run
 from variegate.train import resume, train
 from variegate.train.checkpoint import read_checkpoint
 from variegate.train.data import Latents, read_training_set
+from variegate.train.fit import Means
 from variegate.train.loop import Learner
 from variegate.train.optimizers import MAKERS, Descent, rate_at
 from variegate.train.strategies import Setting, cook
@@ -273,7 +274,7 @@ def shrunk(before: Adapter, after: Adapter) -> float:
 
 
 def gradients(learner: Learner, batch: Any, size: int | None) -> tuple[list[torch.Tensor], Any]:
-    learner.at_once, learner.descent.plan = size, learner.recipe.optimizer
+    learner.at_once = size
     kept: list[torch.Tensor] = []
 
     def take(*_: Any, **__: Any) -> float:
@@ -305,7 +306,8 @@ def test_a_batch_in_parts_leaves_the_same_gradient(place: Path, model: Any) -> N
             for name, parameter in on.named_parameters():
                 noise = torch.randn(parameter.shape, generator=seeds.at(0, name))
                 parameter.add_(noise, alpha=0.05)
-        learner = Learner(model, on, recipe, strategies, tell=lambda text: None)
+        means = Means(recipe.optimizer, "float32", gradient_checkpointing=False)
+        learner = Learner(model, on, recipe, strategies, means, tell=lambda text: None)
         batch = Latents(model, recipe, strategies).batch(data.train, 1)
         whole, terms = gradients(learner, batch, None)
         assert len(whole) == len(list(on.named_parameters()))

@@ -44,7 +44,7 @@ class StableDiffusion:
     `name` is what was asked for; `id` tells two models apart by content, wherever they lie.
     `resolution` is the side in pixels the UNet was made for. Latents carry the autoencoder's
     scaling factor, as the UNet sees them. Predictions come back in the dtype of the latents,
-    whatever `dtype` the weights have.
+    whatever `dtype` the weights have; the autoencoder's are float32 always.
     """
 
     name: str
@@ -112,7 +112,7 @@ class StableDiffusion:
 
         `AutoencoderKL` gives a distribution: a draw from it with a generator, its mean without.
         """
-        encoded = self.vae.encode(images.to(self.device, self.dtype))
+        encoded = self.vae.encode(images.to(self.device, self.vae.dtype))
         if isinstance(self.vae, AutoencoderTiny):
             latents: Tensor = encoded.latents
         elif generator is None:
@@ -123,7 +123,7 @@ class StableDiffusion:
 
     def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
         """Images of about -1..1, not clamped."""
-        unscaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        unscaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         images: Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return images.float()
 
@@ -225,7 +225,9 @@ def _load_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
             ("vae", autoencoder),
             ("text_encoder", CLIPTextModel),
         ):
-            parts[part] = _load_weights(folder, part, kind, dtype)
+            # Autoencoders overflow or smear in half precision, and are small.
+            own = torch.float32 if part == "vae" else dtype
+            parts[part] = _load_weights(folder, part, kind, own)
         try:
             parts["tokenizer"] = CLIPTokenizer.from_pretrained(
                 str(folder.path / "tokenizer"), local_files_only=True

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variegate import formats, models, seeds
+from variegate import formats, seeds
 from variegate.adapter import Attached, attach
 from variegate.errors import Interrupted, NotFinite, RunError
 from variegate.images import ImageSet
@@ -38,14 +38,13 @@ from variegate.train.data import (
     picture_side,
     read_training_set,
 )
+from variegate.train.fit import Means, autocast, checkpointed, load_base, read_means, settle
 from variegate.train.objective import join, row_losses, weigh_places, weigh_rows
 from variegate.train.optimizers import Descent
 from variegate.train.parts import cut, piece, within_memory
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Rows, Setting, Strategy, cook
 from variegate.train.watch import Watch
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
@@ -90,7 +89,7 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(run.recipe.images))
         say("load base", 0, 0, run.recipe.base)
-        model = model or models.load(run.recipe.base, device=models.pick_device())
+        model = model or load_base(run.recipe)
         with _steady(model):
             _train(run, model, images, stop, say)
     return run
@@ -129,8 +128,9 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
     on = attach(model, recipe.adapter, seed=recipe.seed)
     try:
+        means = _means(run, model, on, strategies)
         learner = Learner(
-            model, on, recipe, strategies, tell=lambda text: run.journal("note", text=text)
+            model, on, recipe, strategies, means, tell=lambda text: run.journal("note", text=text)
         )
         if checkpoint is not None:
             learner.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state)
@@ -181,13 +181,14 @@ class Learner:
     on: Attached
     recipe: Recipe
     strategies: dict[str, Strategy]
+    means: Means
     tell: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        recipe, device = self.recipe, self.model.device
-        self.descent = Descent(recipe.optimizer, self.on, device=device, precision=recipe.precision)
-        self.at_once = recipe.optimizer.micro_batch  # rows per pass; None: all
-        self.words = Words(self.model, self.on, learns=recipe.adapter.text_encoder)
+        plan, precision = self.means.optimizer, self.means.precision
+        self.descent = Descent(plan, self.on, device=self.model.device, precision=precision)
+        self.at_once = plan.micro_batch  # rows per pass; None: all
+        self.words = Words(self.model, self.on, learns=self.recipe.adapter.text_encoder)
 
     def learn(
         self, batch: Batch, step: int, *, factor: float = 1.0
@@ -220,7 +221,8 @@ class Learner:
         counts = {name: len(r.prompts) for name, r in rows.items()}
         terms = dict.fromkeys(rows, 0.0)
         self.descent.clear()
-        with self._dropout(step):
+        again = self.means.gradient_checkpointing
+        with self._dropout(step), checkpointed(self.model, again):
             for part in cut(counts, size):
                 here = {name: piece(rows[name], where) for name, where in part.items()}
                 with self.on.silenced(), torch.no_grad():
@@ -244,12 +246,12 @@ class Learner:
 
     def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The network's answer with the adapter on, in float32."""
-        with self._autocast():
+        with autocast(self.model, self.means.precision):
             return self._ask(rows, self.words.live(rows.prompts))
 
     def predict_base(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The base's answer; to be asked while the adapter is silenced."""
-        with self._autocast():
+        with autocast(self.model, self.means.precision):
             return self._ask(rows, self.words.base(rows.prompts))
 
     def adapter(self, data: TrainingSet, step: int | None = None) -> Any:
@@ -297,10 +299,6 @@ class Learner:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seeds.number(self.recipe.seed, "dropout", step))
             yield
-
-    def _autocast(self) -> Any:
-        device, kind = torch.device(self.model.device).type, DTYPES[self.recipe.precision]
-        return torch.autocast(device, dtype=kind, enabled=kind != torch.float32)
 
 
 def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[str]) -> None:
@@ -353,6 +351,19 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
             more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
             changed.append(f"{what}: {', '.join(keys[:5])}{more}")
     return changed
+
+
+def _means(run: Run, model: Any, on: Attached, strategies: dict[str, Strategy]) -> Means:
+    """By what means this run began, else what is asked or fits, noted in the journal."""
+    if earlier := run.read_journal("fit"):
+        return read_means(earlier[0])
+    recipe = run.recipe
+    beside = [r for s in strategies.values() if (r := s.beside(1))]
+    rows = recipe.optimizer.batch_size + sum(len(r.prompts) for r in beside)
+    means = settle(recipe, model, on, rows=rows, side=picture_side(recipe, model))
+    if means.why:
+        run.journal("fit", **means.to_json())
+    return means
 
 
 def _look(run: Run, watch: Watch, learner: Learner, step: int) -> None:

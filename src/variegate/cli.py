@@ -6,7 +6,8 @@ Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -20,6 +21,7 @@ from variegate.errors import RequestError
 from variegate.measurement import Label, Verdict
 
 if TYPE_CHECKING:
+    from variegate.progress import Say
     from variegate.recipe import Recipe
 
 app = typer.Typer(
@@ -76,6 +78,10 @@ FailOn = Annotated[list[str] | None, typer.Option(help="Exit 3 when the verdict 
 Vram = Annotated[
     float | None,
     typer.Option("--vram", help="GiB to fit into; how is then chosen, and told.", metavar="GIB"),
+]
+SinkNames = Annotated[
+    list[str] | None,
+    typer.Option("--sink", help="Tell tensorboard, wandb or trackio too. Repeatable."),
 ]
 Preset = Literal["quick", "standard", "thorough"]
 
@@ -160,6 +166,7 @@ def train(
     recipe: RecipeName = None,
     settings: Settings = None,
     vram: Vram = None,
+    sink: SinkNames = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
     ] = None,
@@ -175,10 +182,12 @@ def train(
         asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
     from variegate import train as room
 
-    if resume is None:
-        run = room.train(asked, out=_run_folder(out, asked), say=door.say)
-    else:
-        run = room.resume(resume.resolve(), say=door.say)
+    folder = resume.resolve() if resume else _run_folder(out, asked)
+    with _followed(sink, folder, door) as say:
+        if resume is None:
+            run = room.train(asked, out=folder, say=say)
+        else:
+            run = room.resume(folder, say=say)
     document = room.result(run)
     door.answer(document, answers.run_text(document))
 
@@ -358,6 +367,7 @@ def trial(
     settings: Settings = None,
     encoder: Encoders = None,
     vram: Vram = None,
+    sink: SinkNames = None,
     seed: Seed = None,
 ) -> None:
     """The whole story in one run: audit, train, sample, measure, report."""
@@ -369,7 +379,9 @@ def trial(
         )
     from variegate import trial as room
 
-    document = room.trial(asked, out=_run_folder(out, asked), encoders=encoder or (), say=door.say)
+    folder = _run_folder(out, asked)
+    with _followed(sink, folder, door) as say:
+        document = room.trial(asked, out=folder, encoders=encoder or (), say=say)
     door.answer(document, answers.run_text(document))
 
 
@@ -499,6 +511,27 @@ def _recipe(
 
 def _with(settings: list[str] | None, vram: float | None) -> list[str]:
     return [*(settings or ()), *([f"memory.vram={vram:g}"] if vram is not None else [])]
+
+
+@contextmanager
+def _followed(names: list[str] | None, folder: Path, door: Door) -> Iterator[Say]:
+    """Progress as the door tells it, with the sinks told of what the journal has gained."""
+    from variegate.run import Run
+    from variegate.sinks import Follower, open_sink
+
+    journal = Run.journal_in(folder)
+    followers = [Follower(journal, open_sink(name, folder)) for name in names or ()]
+
+    def say(phase: str, done: int, total: int, note: str) -> None:
+        for follower in followers:
+            follower.catch_up()
+        door.say(phase, done, total, note)
+
+    try:
+        yield say
+    finally:
+        for follower in followers:
+            follower.close()
 
 
 def _run_folder(out: Path | None, asked: Recipe) -> Path:

@@ -110,7 +110,12 @@ class Run:
 
     @property
     def journal_file(self) -> Path:
-        return self.folder / "journal.jsonl"
+        return Run.journal_in(self.folder)
+
+    @staticmethod
+    def journal_in(folder: Path) -> Path:
+        """Where the journal of a run in a folder is, or will be."""
+        return folder / "journal.jsonl"
 
     def journal(self, kind: str, **facts: Any) -> None:
         """Append one line; NaN is refused, since JSON has no word for it."""

@@ -461,10 +461,18 @@ def recipe(
         str, typer.Argument(metavar="NAME", help="A shipped recipe's name or a file.")
     ] = "pocket",
     settings: Settings = None,
+    preset: Annotated[
+        Path | None,
+        typer.Option("--from", help="Or: another trainer's preset (kohya, OneTrainer)."),
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Print a whole recipe, every entry spelled out, to start from."""
     from variegate import recipes
+
+    if preset is not None:
+        _answer_preset(door, preset)
+        return
 
     asked = recipes.read(name, settings=tuple(settings or ()), seed=seed)
     document = {"id": asked.id, "shipped": recipes.names(), **asked.model_dump(mode="json")}
@@ -507,6 +515,20 @@ def _recipe(
     if not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
+
+
+def _answer_preset(door: Door, file: Path) -> None:
+    from variegate.imports import read_preset
+
+    found = read_preset(file)
+    document = {
+        "from": found.kind,
+        "recipe": found.tables,
+        "taken_over": found.taken,
+        "changed": found.changed,
+        "left_out": found.left_out,
+    }
+    door.answer(document, found.to_toml().rstrip())
 
 
 def _with(settings: list[str] | None, vram: float | None) -> list[str]:

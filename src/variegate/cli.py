@@ -170,6 +170,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="With --resume: make the run this long.")
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
@@ -177,6 +180,10 @@ def train(
         raise RequestError(
             "--resume RUN goes on with that run's own recipe and pictures; "
             "leave IMAGES, --base, --out, --recipe, --set and --vram out"
+        )
+    if resume is None and steps is not None:
+        raise RequestError(
+            "--steps makes a run of --resume longer; here say --set optimizer.steps=N"
         )
     if resume is None:
         asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
@@ -187,7 +194,7 @@ def train(
         if resume is None:
             run = room.train(asked, out=folder, say=say)
         else:
-            run = room.resume(folder, say=say)
+            run = room.resume(folder, steps=steps, say=say)
     document = room.result(run)
     door.answer(document, answers.run_text(document))
 

@@ -14,7 +14,7 @@ from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
 
 from variegate import formats, seeds
 from variegate.adapter import Adapter, attach
-from variegate.errors import NoMemory, RecipeError
+from variegate.errors import NoMemory, RecipeError, RunError
 from variegate.images import ImageSet
 from variegate.models import load
 from variegate.progress import silent
@@ -271,6 +271,27 @@ def test_decay_on_the_product_shrinks_each_update_by_the_rate_times_the_decay(mo
 def shrunk(before: Adapter, after: Adapter) -> float:
     name = next(iter(before.layers))
     return float((after.delta(name) / before.delta(name)).mean())
+
+
+def test_a_finished_run_made_longer_ends_as_one_that_was_asked_for_that_length(
+    place: Path, model: Any, tmp_path: Path
+) -> None:
+    short = train(recipe_of(place, {"steps": 2}), out=tmp_path / "short", model=model)
+    longer = resume(short.folder, steps=4, model=model)
+    assert ends_alike(
+        longer, train(recipe_of(place, {"steps": 4}), out=tmp_path / "4", model=model)
+    )
+    assert [e["text"] for e in longer.read_journal("extend")] == [
+        "made longer: 4 steps in place of 2"
+    ]
+    assert longer.read_journal("finish")[-1]["step"] == 4
+    assert resume(short.folder, steps=4, model=model).recipe.optimizer.steps == 4
+    with pytest.raises(RunError, match="was asked for 4 steps; found --steps 3"):
+        resume(short.folder, steps=3)
+    text = (short.folder / "recipe.toml").read_text()
+    (short.folder / "recipe.toml").write_text(text.replace("lr = 0.001", "lr = 0.01"))
+    with pytest.raises(RunError, match=r"optimizer\.lr: 0\.001 there, 0\.01 asked"):
+        resume(short.folder, steps=5, model=model)
 
 
 def gradients(learner: Learner, batch: Any, size: int | None) -> tuple[list[torch.Tensor], Any]:

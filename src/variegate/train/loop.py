@@ -13,7 +13,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,22 @@ def train(
 
 
 def resume(
-    folder: Path, *, model: Any = None, images: ImageSet | None = None, say: Say | None = None
+    folder: Path,
+    *,
+    steps: int | None = None,
+    model: Any = None,
+    images: ImageSet | None = None,
+    say: Say | None = None,
 ) -> Run:
     """Go on with the run in a folder from its last whole checkpoint; a finished one is returned.
 
-    Raises: as `train`, and RunError when the pictures, base or recipe are not what they were.
+    steps: make the run that long, finished or not; nothing else of its recipe can be changed.
+    Raises: as `train`, and RunError when the pictures, base or recipe are not what they were, or
+    `steps` is less than it had.
     """
     run = Run.open(folder)
+    if steps is not None:
+        run = run.extended(steps)
     return run if _is_finished(run) else _learn(run, model, images, say or silent)
 
 
@@ -324,13 +333,22 @@ def _start(run: Run, model: Any, data: TrainingSet, *, step: int, faults: list[s
 
 def _refuse_changes(run: Run, starts: list[dict[str, Any]], now: dict[str, Any]) -> None:
     """Raises: RunError with the differences to what the run first stood on."""
-    changed = _changes(starts[0], {**starts[0], **now}) if starts else []
+    changed = _changes(_as_extended(run, starts[0]), {**starts[0], **now}) if starts else []
     if changed:
         listed = "\n".join(f"  {change}" for change in changed)
         raise RunError(
             f"{run.folder} cannot be gone on with: what it stood on has changed:\n{listed}\n"
             "restore that, or start a new run in another folder"
         )
+
+
+def _as_extended(run: Run, start: dict[str, Any]) -> dict[str, Any]:
+    """What a run first stood on, with the length that it was made since."""
+    recipe = start["recipe"]
+    for entry in run.read_journal("extend"):
+        plan = {**recipe["optimizer"], "steps": entry["steps"]}
+        recipe = {**recipe, "optimizer": plan}
+    return {**start, "recipe": recipe}
 
 
 def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -356,7 +374,9 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _means(run: Run, model: Any, on: Attached, strategies: dict[str, Strategy]) -> Means:
     """By what means this run began, else what is asked or fits, noted in the journal."""
     if earlier := run.read_journal("fit"):
-        return read_means(earlier[0])
+        means = read_means(earlier[0])
+        length = {"steps": run.recipe.optimizer.steps}  # the run may be longer since
+        return replace(means, optimizer=means.optimizer.model_copy(update=length))
     recipe = run.recipe
     beside = [r for s in strategies.values() if (r := s.beside(1))]
     rows = recipe.optimizer.batch_size + sum(len(r.prompts) for r in beside)

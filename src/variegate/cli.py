@@ -488,6 +488,36 @@ def recipe(
 
 @app.command()
 @_verb
+def cache(
+    door: Door,
+    action: Annotated[
+        Literal["show", "clear"], typer.Argument(help="Say what lies there, or remove it.")
+    ],
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Of this kind only, as `show` names it. Repeatable.")
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Only what has not changed for so many days.")
+    ] = None,
+) -> None:
+    """What is kept so as not to be computed again, and clearing it."""
+    from variegate.images import cache as room
+
+    if action == "show" and (kind or older_than is not None):
+        raise RequestError("--kind and --older-than say what to clear; `cache show` shows all")
+    if action == "show":
+        kept, head = room.contents(), f"{room.cache_dir()} holds"
+    else:
+        kept = room.clear(tuple(kind or ()), older_than_days=older_than or 0.0)
+        head = f"cleared from {room.cache_dir()}"
+    kinds = [{"kind": k.kind, "what": k.what, "files": k.files, "bytes": k.bytes} for k in kept]
+    lines = [f"  {k.kind:9} {k.bytes / 2**20:9.1f} MiB in {k.files} files: {k.what}" for k in kept]
+    document = {"folder": str(room.cache_dir()), "action": action, "kinds": kinds}
+    door.answer(document, "\n".join([head, *lines]))
+
+
+@app.command()
+@_verb
 def doctor(door: Door) -> None:
     """What is installed, which device will be used, what is missing and the line that mends it."""
     from variegate import doctor as room

@@ -6,7 +6,8 @@ Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorc
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -20,6 +21,7 @@ from variegate.errors import RequestError
 from variegate.measurement import Label, Verdict
 
 if TYPE_CHECKING:
+    from variegate.progress import Say
     from variegate.recipe import Recipe
 
 app = typer.Typer(
@@ -73,6 +75,14 @@ TrainImages = Annotated[
     Path | None, typer.Option("--train-images", help="What the adapter learnt from, for copying.")
 ]
 FailOn = Annotated[list[str] | None, typer.Option(help="Exit 3 when the verdict has this label.")]
+Vram = Annotated[
+    float | None,
+    typer.Option("--vram", help="GiB to fit into; how is then chosen, and told.", metavar="GIB"),
+]
+SinkNames = Annotated[
+    list[str] | None,
+    typer.Option("--sink", help="Tell tensorboard, wandb or trackio too. Repeatable."),
+]
 Preset = Literal["quick", "standard", "thorough"]
 
 
@@ -155,25 +165,36 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
     recipe: RecipeName = None,
     settings: Settings = None,
+    vram: Vram = None,
+    sink: SinkNames = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run from its last checkpoint.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="With --resume: make the run this long.")
     ] = None,
     seed: Seed = None,
 ) -> None:
     """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
-    if resume is not None and (images or base or out or recipe or settings):
+    if resume is not None and (images or base or out or recipe or settings or vram):
         raise RequestError(
             "--resume RUN goes on with that run's own recipe and pictures; "
-            "leave IMAGES, --base, --out, --recipe and --set out"
+            "leave IMAGES, --base, --out, --recipe, --set and --vram out"
+        )
+    if resume is None and steps is not None:
+        raise RequestError(
+            "--steps makes a run of --resume longer; here say --set optimizer.steps=N"
         )
     if resume is None:
-        asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+        asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
     from variegate import train as room
 
-    if resume is None:
-        run = room.train(asked, out=_run_folder(out, asked), say=door.say)
-    else:
-        run = room.resume(resume.resolve(), say=door.say)
+    folder = resume.resolve() if resume else _run_folder(out, asked)
+    with _followed(sink, folder, door) as say:
+        if resume is None:
+            run = room.train(asked, out=folder, say=say)
+        else:
+            run = room.resume(folder, steps=steps, say=say)
     document = room.result(run)
     door.answer(document, answers.run_text(document))
 
@@ -353,10 +374,12 @@ def trial(
     recipe: RecipeName = None,
     settings: Settings = None,
     encoder: Encoders = None,
+    vram: Vram = None,
+    sink: SinkNames = None,
     seed: Seed = None,
 ) -> None:
     """The whole story in one run: audit, train, sample, measure, report."""
-    asked = _recipe(images, base, trigger, class_noun, recipe, settings, seed)
+    asked = _recipe(images, base, trigger, class_noun, recipe, _with(settings, vram), seed)
     if not asked.trigger or not asked.class_noun:
         raise RequestError(
             "a trial needs to know what to ask for: give --trigger WORD (a rare word that will "
@@ -364,7 +387,9 @@ def trial(
         )
     from variegate import trial as room
 
-    document = room.trial(asked, out=_run_folder(out, asked), encoders=encoder or (), say=door.say)
+    folder = _run_folder(out, asked)
+    with _followed(sink, folder, door) as say:
+        document = room.trial(asked, out=folder, encoders=encoder or (), say=say)
     door.answer(document, answers.run_text(document))
 
 
@@ -444,14 +469,52 @@ def recipe(
         str, typer.Argument(metavar="NAME", help="A shipped recipe's name or a file.")
     ] = "pocket",
     settings: Settings = None,
+    preset: Annotated[
+        Path | None,
+        typer.Option("--from", help="Or: another trainer's preset (kohya, OneTrainer)."),
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Print a whole recipe, every entry spelled out, to start from."""
     from variegate import recipes
 
+    if preset is not None:
+        _answer_preset(door, preset)
+        return
+
     asked = recipes.read(name, settings=tuple(settings or ()), seed=seed)
     document = {"id": asked.id, "shipped": recipes.names(), **asked.model_dump(mode="json")}
     door.answer(document, asked.to_toml().rstrip())
+
+
+@app.command()
+@_verb
+def cache(
+    door: Door,
+    action: Annotated[
+        Literal["show", "clear"], typer.Argument(help="Say what lies there, or remove it.")
+    ],
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Of this kind only, as `show` names it. Repeatable.")
+    ] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Only what has not changed for so many days.")
+    ] = None,
+) -> None:
+    """What is kept so as not to be computed again, and clearing it."""
+    from variegate.images import cache as room
+
+    if action == "show" and (kind or older_than is not None):
+        raise RequestError("--kind and --older-than say what to clear; `cache show` shows all")
+    if action == "show":
+        kept, head = room.contents(), f"{room.cache_dir()} holds"
+    else:
+        kept = room.clear(tuple(kind or ()), older_than_days=older_than or 0.0)
+        head = f"cleared from {room.cache_dir()}"
+    kinds = [{"kind": k.kind, "what": k.what, "files": k.files, "bytes": k.bytes} for k in kept]
+    lines = [f"  {k.kind:9} {k.bytes / 2**20:9.1f} MiB in {k.files} files: {k.what}" for k in kept]
+    document = {"folder": str(room.cache_dir()), "action": action, "kinds": kinds}
+    door.answer(document, "\n".join([head, *lines]))
 
 
 @app.command()
@@ -490,6 +553,45 @@ def _recipe(
     if not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
+
+
+def _answer_preset(door: Door, file: Path) -> None:
+    from variegate.imports import read_preset
+
+    found = read_preset(file)
+    document = {
+        "from": found.kind,
+        "recipe": found.tables,
+        "taken_over": found.taken,
+        "changed": found.changed,
+        "left_out": found.left_out,
+    }
+    door.answer(document, found.to_toml().rstrip())
+
+
+def _with(settings: list[str] | None, vram: float | None) -> list[str]:
+    return [*(settings or ()), *([f"memory.vram={vram:g}"] if vram is not None else [])]
+
+
+@contextmanager
+def _followed(names: list[str] | None, folder: Path, door: Door) -> Iterator[Say]:
+    """Progress as the door tells it, with the sinks told of what the journal has gained."""
+    from variegate.run import Run
+    from variegate.sinks import Follower, open_sink
+
+    journal = Run.journal_in(folder)
+    followers = [Follower(journal, open_sink(name, folder)) for name in names or ()]
+
+    def say(phase: str, done: int, total: int, note: str) -> None:
+        for follower in followers:
+            follower.catch_up()
+        door.say(phase, done, total, note)
+
+    try:
+        yield say
+    finally:
+        for follower in followers:
+            follower.close()
 
 
 def _run_folder(out: Path | None, asked: Recipe) -> Path:

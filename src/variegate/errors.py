@@ -13,7 +13,8 @@
     │   └── EmptyImageSet   a measure was asked of no pictures
     ├── WorkError           the work failed (exit 1)
     │   ├── NotFinite       a NaN or infinity where a number must stand
-    │   └── NoSpace         the disk is full or not writable
+    │   ├── NoSpace         the disk is full or not writable
+    │   └── NoMemory        a batch that does not fit, in parts either
     └── Interrupted         a signal stopped the work at a resumable point (exit 130 or 143)
 
 A message is made of facts: what is wrong, where, what was found, what was expected, what to try.
@@ -77,6 +78,10 @@ class NotFinite(WorkError):
 
 
 class NoSpace(WorkError):
+    pass
+
+
+class NoMemory(WorkError):
     pass
 
 

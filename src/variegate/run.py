@@ -88,6 +88,31 @@ class Run:
         except RecipeError as error:
             raise RunError(f"{folder} holds a recipe that cannot be read: {error}") from error
 
+    def extended(self, steps: int) -> Run:
+        """The same run with more steps to do, journaled; to be asked again after a crash within.
+
+        Raises: RunError for fewer steps than it has, RunLocked while another process is at work.
+        """
+        had = self.recipe.optimizer.steps
+        if steps < had:
+            raise RunError(
+                f"{self.folder} was asked for {had} steps; found --steps {steps}: a run can be "
+                "made longer only, and its checkpoints are what it was when shorter"
+            )
+        if steps == had:
+            return self
+        plan = self.recipe.optimizer.model_copy(update={"steps": steps})
+        longer = Run(self.folder, self.recipe.model_copy(update={"optimizer": plan}))
+        with self.locked():
+            text = f"made longer: {steps} steps in place of {had}"
+            if plan.schedule.kind != "constant":
+                text += (
+                    f"; from here on the rate is that of a {plan.schedule.kind} over all {steps}"
+                )
+            self.journal("extend", steps=steps, text=text)
+            write_atomically(self.folder / "recipe.toml", longer.recipe.to_toml().encode())
+        return longer
+
     @property
     def adapter_file(self) -> Path:
         return self.folder / "adapter.safetensors"
@@ -110,7 +135,12 @@ class Run:
 
     @property
     def journal_file(self) -> Path:
-        return self.folder / "journal.jsonl"
+        return Run.journal_in(self.folder)
+
+    @staticmethod
+    def journal_in(folder: Path) -> Path:
+        """Where the journal of a run in a folder is, or will be."""
+        return folder / "journal.jsonl"
 
     def journal(self, kind: str, **facts: Any) -> None:
         """Append one line; NaN is refused, since JSON has no word for it."""

@@ -44,6 +44,7 @@ def test_wrong_words_exit_2_and_name_the_word(words: list[str], told: str) -> No
         (["measure", "a.safetensors", "--fail-on", "narow"], "did you mean 'narrowed'?"),
         (["train"], "no pictures to learn from"),
         (["train", "x", "--resume", "y"], "leave IMAGES"),
+        (["train", "x", "--steps", "9"], "--set optimizer.steps=N"),
         (["train", "x", "--recipe", "nowhere"], "shipped recipes"),
         (["train", "x", "--set", "optimizer.stpes=3"], "did you mean 'steps'?"),
         (["train", "x", "--set", "rank"], "not of the form key.sub=value"),

@@ -13,9 +13,9 @@ from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
 from variegate import formats, seeds
 from variegate.errors import NoSpace, NotFinite, RecipeError
 from variegate.models import Conditioning, load
-from variegate.recipe import OptimizerPlan
+from variegate.recipe import AdamW
 from variegate.train import result, train
-from variegate.train.loop import rate_at
+from variegate.train.optimizers import rate_at
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +176,10 @@ def test_an_impossible_resolution_is_refused_with_a_possible_one(
 
 
 def test_the_rate_warms_up_and_falls() -> None:
-    plan = OptimizerPlan(lr=1.0, steps=10, warmup=4, schedule="cosine")
+    plan = AdamW(lr=1.0, steps=10, warmup=4, schedule="cosine")
     rates = [rate_at(step, plan) for step in range(1, 11)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.1
-    assert rate_at(7, OptimizerPlan(lr=1.0)) == 1.0
+    assert rate_at(7, AdamW(lr=1.0)) == 1.0

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from variegate import formats
-from variegate.adapter import Adapter, Attached
+from variegate.adapter import Adapter
 from variegate.errors import AdapterError, NoSpace
 
-SCHEMA = 1
+SCHEMA = 2
 ADAPTER, OPTIMIZER, STATE, MANIFEST = (
     "adapter.safetensors",
     "optimizer.safetensors",
@@ -39,7 +38,11 @@ FACTORS = "factors.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a step left behind: what was learnt and how the optimizer stood."""
+    """What a step left behind: what was learnt and how the optimizer stood.
+
+    adapter is what would be handed over; where an optimizer averages, the point that it goes on
+    from is among its tensors.
+    """
 
     step: int
     path: Path
@@ -141,35 +144,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         optimizer=optimizer,
         state=state,
     )
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, on: Attached) -> dict[str, Tensor]:
-    """The optimizer's tensors by `<factor>.<name>`, on the CPU."""
-    tensors = {}
-    for name, parameter in on.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}.{key}"] = torch.as_tensor(value).detach().cpu().clone()
-    return tensors
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, on: Attached, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    for name, parameter in on.named_parameters():
-        prefix = f"{name}."
-        optimizer.state[parameter] = {
-            key.removeprefix(prefix): value.clone().to(
-                parameter.device if value.ndim else _step_device(optimizer, parameter)
-            )
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-
-
-def _step_device(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
-    """Fused optimizers count steps beside the weights, others on the CPU."""
-    return parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
 
 
 def _faults(path: Path) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
-from typing import Any
 
 from variegate.run import Run
 from variegate.train.checkpoint import (
@@ -16,13 +15,14 @@ from variegate.train.checkpoint import (
 )
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
+from variegate.train.learner import Learner
 from variegate.train.watch import Watch, cadence
 
 
 class Course:
     """Looks, saves and heeds the guard; `step` is where the run stands when it begins."""
 
-    def __init__(self, run: Run, learner: Any, data: TrainingSet, watch: Watch) -> None:
+    def __init__(self, run: Run, learner: Learner, data: TrainingSet, watch: Watch) -> None:
         self.run, self.learner, self.data, self.watch = run, learner, data, watch
         self.guard = run.recipe.guard
         self.stand = Stand()
@@ -50,7 +50,7 @@ class Course:
         """Look if it is time to, and heed the guard."""
         if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
-        with self.learner.on.watched():
+        with self.learner.on.watched(), self.learner.descent.averaged():
             seen = self.watch.look(self.learner.predict, step)
         self.run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
         if self.guard.mode == "watch":

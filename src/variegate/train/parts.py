@@ -1,0 +1,71 @@
+"""A step's rows in parts that the memory can hold: the same gradient, one part after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from variegate.errors import NoMemory
+from variegate.train.strategies import Rows
+
+Work = TypeVar("Work")
+
+
+def cut(rows: Mapping[str, int], size: int | None) -> Iterator[dict[str, slice]]:
+    """Which rows of each origin go together, `size` at a time; None: all of them.
+
+    >>> list(cut({"pictures": 2, "stay_near": 1}, 2))
+    [{'pictures': slice(0, 2, None)}, {'stay_near': slice(0, 1, None)}]
+    """
+    total = sum(rows.values())
+    for first in range(0, total, size or total):
+        last, begin, part = min(first + (size or total), total), 0, {}
+        for name, count in rows.items():
+            here = slice(max(first - begin, 0), min(last - begin, count))
+            if here.start < here.stop:
+                part[name] = here
+            begin += count
+        yield part
+
+
+def piece(rows: Rows, where: slice) -> Rows:
+    """Some of the rows."""
+    return replace(
+        rows,
+        noised=rows.noised[where],
+        timesteps=rows.timesteps[where],
+        prompts=rows.prompts[where],
+    )
+
+
+def within_memory(
+    work: Callable[[int], Work], size: int, *, tell: Callable[[str], None]
+) -> tuple[Work, int]:
+    """What `work(size)` gives, and the size: after running out of memory, once more at half of it.
+
+    Raises: NoMemory when half does not fit either.
+    """
+    for attempt in (size, max(1, (size + 1) // 2)):
+        try:
+            return work(attempt), attempt
+        except torch.OutOfMemoryError as error:
+            # Named here and left: while it is being handled it holds on to what was computed.
+            why = str(error).splitlines()[0]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if attempt == size and size > 1:
+            half = (size + 1) // 2
+            tell(
+                f"{size} rows at once ran out of memory ({why}); from here on {half} at a time, "
+                "gradients added up: the same batch, more slowly"
+            )
+        else:
+            break
+    raise NoMemory(
+        f"{attempt} rows at once do not fit into memory ({why}); the last checkpoint stands: set "
+        "memory.gradient_checkpointing=true, precision=bf16, a smaller resolution, or "
+        "optimizer.micro_batch=1; `--vram GIB` chooses among these"
+    )

@@ -142,7 +142,9 @@ def settle(recipe: Recipe, model: Any, on: Attached, *, rows: int, side: int) ->
                 least = min(least, total)
                 if total <= memory.vram * GIB:
                     chosen = kind.model_copy(update={"micro_batch": size if size < rows else None})
-                    why = _sentence(memory.vram, total, precision, checkpointing, chosen, rows)
+                    held = next(model.unet.parameters()).dtype == DTYPES[precision]
+                    weights = f"{precision}{' weights' if held else ' passes, weights as given'}"
+                    why = _sentence(memory.vram, total, weights, checkpointing, chosen, rows)
                     return Means(chosen, precision, checkpointing, why)
     raise RecipeError(
         f"memory.vram: {memory.vram:g} GiB do not hold this run, which takes about "
@@ -242,14 +244,14 @@ def _kinds(plan: OptimizerPlan, cuda: bool) -> list[OptimizerPlan]:
 def _sentence(
     vram: float,
     total: float,
-    precision: str,
+    weights: str,
     checkpointing: bool,
     plan: OptimizerPlan,
     rows: int,
 ) -> str:
     words = [
-        f"{precision} weights",
-        f"{plan.kind}",
+        weights,
+        plan.kind,
         f"{plan.micro_batch or rows} of {rows} rows at a time",
         "gradient checkpointing" if checkpointing else "no gradient checkpointing",
     ]

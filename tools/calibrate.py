@@ -65,7 +65,7 @@ from variegate.models import load  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
 
 SEEDS = 40  # pictures of each prompt in the pool
-OTHER_SEEDS = 12  # and in that of another sampler
+OTHER_SEEDS = 40  # and in that of another sampler: as many, or seeds would meet more often
 NULLS = 300
 SCATTERS = 60  # sets of four and of eight pictures a prompt
 CONTROLS = 40  # sets of each style, size or sampler that is no collapse

@@ -22,15 +22,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from variegate.train.learner import Learner  # noqa: E402
-
+from variegate import formats  # noqa: E402
 from variegate.adapter import attach  # noqa: E402
 from variegate.bench import bank  # noqa: E402
 from variegate.images import ImageSet, cache_dir  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.run import Run  # noqa: E402
-from variegate.train.checkpoint import checkpoint_folders, read_checkpoint, step_of  # noqa: E402
+from variegate.train.checkpoint import ADAPTER, checkpoint_folders, step_of  # noqa: E402
 from variegate.train.data import Latents, picture_side, read_training_set  # noqa: E402
+from variegate.train.fit import Means  # noqa: E402
+from variegate.train.learner import Learner  # noqa: E402
 from variegate.train.strategies import cook  # noqa: E402
 from variegate.train.watch import Watch  # noqa: E402
 
@@ -73,7 +74,8 @@ def _look_at(run: Run, model: Any) -> list[dict[str, Any]]:
     )
     on = attach(model, recipe.adapter, seed=recipe.seed)
     try:
-        learner = Learner(model, on, recipe, strategies)
+        means = Means(recipe.optimizer, "float32", False, "")
+        learner = Learner(model, on, recipe, strategies, means, tell=print)
         with on.silenced(), on.watched():
             watch = Watch(
                 recipe,
@@ -86,13 +88,13 @@ def _look_at(run: Run, model: Any) -> list[dict[str, Any]]:
             )
         found = []
         for path in sorted(checkpoint_folders(run.checkpoints), key=step_of):
-            checkpoint = read_checkpoint(path)
-            on.load(checkpoint.adapter)
+            step = step_of(path)
+            on.load(formats.read(path / ADAPTER))
             with on.watched():
-                seen = watch.look(learner.predict, checkpoint.step)
+                seen = watch.look(learner.predict, step)
             values = {m.name: m.value for m in seen}
-            share = checkpoint.step / recipe.optimizer.steps
-            found.append({"step": checkpoint.step, "share": share, "values": values})
+            share = step / recipe.optimizer.steps
+            found.append({"step": step, "share": share, "values": values})
         return found
     finally:
         on.detach()

@@ -689,7 +689,7 @@ class Guard(Entry):
     trigger_warning: float = Field(0.8, gt=0, le=1)
     trigger_alarm: float = Field(0.65, gt=0, le=1)
     rewinds: int = Field(2, ge=0, description="ways back before it stops")
-    patience: int = Field(4, ge=1, description="looks without less loss before it stops")
+    patience: int = Field(5, ge=1, description="looks without less loss before it stops")
 
     @model_validator(mode="after")
     def _warning_before_alarm(self) -> Guard:
@@ -824,9 +824,9 @@ def _models(annotation: Any) -> list[type[Entry]]:
     return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
-def _place(location: tuple[Any, ...]) -> tuple[str, list[str]]:
-    """A fault's path as it is written in a recipe, without the tags of unions, and the keys that
-    are known in the table that it lies in."""
+def _place(location: tuple[Any, ...]) -> tuple[str, type[Entry] | None]:
+    """A fault's path as it is written in a recipe, without the tags of unions, and the table that
+    it lies in."""
     path: list[str] = []
     models: list[type[Entry]] = [Recipe]
     for i, key in enumerate(location):
@@ -838,19 +838,24 @@ def _place(location: tuple[Any, ...]) -> tuple[str, list[str]]:
         if i < len(location) - 1:
             field = models[0].model_fields.get(str(key)) if models else None
             models = _models(field.annotation) if field else []
-    return ".".join(path), list(models[0].model_fields) if len(models) == 1 else []
+    return ".".join(path), models[0] if len(models) == 1 else None
 
 
 def _fault(error: dict[str, Any]) -> str:
-    name, known = _place(tuple(error["loc"]))
+    key = str(error["loc"][-1])
+    name, table = _place(tuple(error["loc"]))
+    fields = table.model_fields if table else {}
+    of = f" of kind {fields['kind'].default!r}" if "kind" in fields else ""
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{name}: no such key; {hint}"
+        near = difflib.get_close_matches(key, list(fields), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(fields)}"
+        return f"{name}: no such key{of}; {hint}"
     if error["type"] == "union_tag_invalid":
         return f"{name}.kind: found {error['ctx']['tag']!r}; known: {error['ctx']['expected_tags']}"
     found = error.get("input")
     if error["type"] == "union_tag_not_found":
         return f"{name}: found {found!r}; expected a table"
     told = error["msg"].removeprefix("Value error, ")
-    return f"{name}: found {found!r}; {told[0].lower()}{told[1:]}"
+    meaning = fields[key].description if key in fields else None
+    told = f"{told[0].lower()}{told[1:]}{f' ({meaning})' if meaning else ''}"
+    return f"{name}: found {found!r}{of}; {told}"

@@ -30,10 +30,19 @@ def test_every_kind_of_adapter_has_its_facts_and_is_on_the_menu() -> None:
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"rank": 0}, "adapter.rank: found 0; input should be"),
-        ({"kind": "lokr", "rnak": 3}, "adapter.rnak: no such key; did you mean 'rank'?"),
-        ({"kind": "lokr", "factor": 0}, "adapter.factor: found 0; a matrix has at least one row"),
-        ({"kind": "oft", "alpha": 3.0}, "adapter.alpha: no such key; known here: kind, block_size"),
+        ({"rank": 0}, "adapter.rank: found 0 of kind 'lora'; input should be"),
+        (
+            {"kind": "lokr", "rnak": 3},
+            "adapter.rnak: no such key of kind 'lokr'; did you mean 'rank'?",
+        ),
+        (
+            {"kind": "lokr", "factor": 0},
+            "adapter.factor: found 0 of kind 'lokr'; a matrix has at least one row",
+        ),
+        (
+            {"kind": "oft", "alpha": 3.0},
+            "adapter.alpha: no such key of kind 'oft'; known here: kind, block_size",
+        ),
         ({"kind": "pissa"}, "adapter.kind: found 'pissa'; known: 'lora', 'dora'"),
         ({"kind": "lora", "ranks": {"attn2": 0}}, "adapter.ranks.attn2: found 0"),
         ({"kind": "tlora", "text_encoder": True}, "adapter.text_encoder: no such key"),

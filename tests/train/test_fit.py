@@ -14,7 +14,7 @@ from variegate import formats, seeds
 from variegate.adapter import Attached, attach
 from variegate.errors import RecipeError
 from variegate.models import load
-from variegate.recipe import AdamW, AdapterPlan, Recipe
+from variegate.recipe import AdamW, LoraPlan, Recipe
 from variegate.train import fit, resume, train
 from variegate.train.fit import GIB, Needs, checkpointed, count, load_base, settle
 
@@ -36,7 +36,7 @@ def model(place: Path) -> Any:
 
 @pytest.fixture
 def on(model: Any) -> Any:
-    on = attach(model, AdapterPlan(rank=2), seed=0)
+    on = attach(model, LoraPlan(rank=2), seed=0)
     with torch.no_grad():
         for name, parameter in on.named_parameters():
             noise = torch.randn(parameter.shape, generator=seeds.at(0, name))

@@ -21,7 +21,7 @@ from variegate.progress import silent
 from variegate.recipe import (
     AdamW,
     AdamW8bit,
-    AdapterPlan,
+    LoraPlan,
     OptimizerPlan,
     Recipe,
     Restarts,
@@ -81,7 +81,7 @@ def ends_alike(a: Run, b: Run) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_optimizer_learns(model: Any, kind: str) -> None:
     """A known update of low rank, from what `attach` begins with."""
-    on = attach(model, AdapterPlan(rank=4, alpha=4.0), seed=0)
+    on = attach(model, LoraPlan(rank=4, alpha=4.0), seed=0)
     try:
         down, up = (p for _, p in list(on.named_parameters())[:2])
         target = torch.randn(len(up), 2, generator=seeds.at(0, "a")) @ torch.randn(
@@ -187,7 +187,7 @@ def test_what_does_not_fit_an_optimizer_is_refused(optimizer: dict[str, Any], to
 def test_a_missing_library_or_the_wrong_device_is_told_with_what_to_do(
     model: Any, monkeypatch: Any
 ) -> None:
-    on = attach(model, AdapterPlan(rank=1), seed=0)
+    on = attach(model, LoraPlan(rank=1), seed=0)
     try:
         with pytest.raises(RecipeError, match="NVIDIA GPUs only, and this run is on 'cpu'; use ad"):
             Descent(AdamW8bit(), on, device="cpu", precision="float32")
@@ -234,7 +234,7 @@ def test_restarts_begin_at_the_peak_each_time() -> None:
 
 
 def test_a_factor_scales_the_rate_of_one_step(model: Any) -> None:
-    on = attach(model, AdapterPlan(rank=1), seed=0)
+    on = attach(model, LoraPlan(rank=1), seed=0)
     try:
         descent = Descent(AdamW(lr=1e-3), on, device="cpu", precision="float32")
         sum(p.sum() for _, p in on.named_parameters()).backward()  # type: ignore[union-attr]
@@ -251,7 +251,7 @@ def test_decay_on_the_product_shrinks_each_update_by_the_rate_times_the_decay(mo
     """Without gradients, since those of zero do not move AdamW."""
     ratios = {}
     for where in ("factors", "product"):
-        on = attach(model, AdapterPlan(rank=2), seed=0)
+        on = attach(model, LoraPlan(rank=2), seed=0)
         try:
             with torch.no_grad():
                 for _, parameter in on.named_parameters():

@@ -18,7 +18,7 @@ from variegate.diffusion import NoiseSchedule
 from variegate.errors import RecipeError
 from variegate.lowrank import grams, nuclear_norm, singular_values, squared_norm
 from variegate.models import load
-from variegate.recipe import AdapterPlan, Recipe
+from variegate.recipe import LoraPlan, Recipe
 from variegate.run import Run
 from variegate.train import train
 from variegate.train.strategies import Control, Setting, Strategy, cook
@@ -47,7 +47,7 @@ def model(place: Path) -> Any:
 @pytest.fixture
 def on(model: Any) -> Any:
     """An adapter whose updates are not zero."""
-    found = attach(model, AdapterPlan(rank=4, alpha=4), seed=0)
+    found = attach(model, LoraPlan(rank=4, alpha=4), seed=0)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, factor in found.named_parameters():

@@ -118,7 +118,9 @@ def _read_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with _QuietBars():
         for name, part in folder.parts.items():
-            parts[name] = _read_weights(folder, name, dtype)
+            # Autoencoders overflow or smear in half precision, and are small.
+            own = torch.float32 if name == "vae" else dtype
+            parts[name] = _read_weights(folder, name, own)
             if part.tokenizer:
                 kind = T5TokenizerFast if name == "text_encoder_3" else CLIPTokenizer
                 parts[part.tokenizer] = read_tokenizer(folder.path / part.tokenizer, kind)

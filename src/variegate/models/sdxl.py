@@ -29,12 +29,6 @@ class StableDiffusionXL(DiffusionModel):
     tokenizer_2: CLIPTokenizer
     zeros_for_empty: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # The published autoencoder overflows in half precision.
-        if self.vae.config.get("force_upcast", False):
-            self.vae.float()
-
     @property
     def network(self) -> UNet2DConditionModel:
         return self.unet

@@ -189,7 +189,7 @@ def _read(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], dict[st
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKL(**plan.vae)
     weights = converters.convert_ldm_vae_checkpoint(tensors, dict(vae.config))
-    parts["vae"] = _filled(file, "autoencoder", vae, weights, dtype)
+    parts["vae"] = _filled(file, "autoencoder", vae, weights, torch.float32)
     for part in plan.encoders:
         encoder = _encoder(file, part, tensors, dtype)
         if encoder is not None:

@@ -19,13 +19,15 @@ Do = Literal["continue", "ease", "rewind", "stop"]
 MOST_HOLD = 8.0
 MOST_DROPOUT = 0.3
 UNTURNED = Control()
-BETTER = 0.005  # of the loss ratio: less is chance
+BETTER = 0.002  # of the loss ratio: less is chance
+LEARNT = ("low", "middle")  # noise at which a subject is learnt; high noise learns its layout
 
 
 @dataclass(frozen=True)
 class Look:
     """What the guard reads of one look: variety of class and trigger relative to the base (None:
-    not asked), and the loss relative to the base on pictures held out, else on those learnt."""
+    not asked), and the loss relative to the base at low and middle noise, on pictures held out,
+    else on those learnt."""
 
     step: int
     class_variety: float | None
@@ -50,14 +52,16 @@ class Look:
     @staticmethod
     def of(step: int, measurements: Sequence[Measurement]) -> Look:
         found = {m.name: m.value for m in measurements}
-        held_out = [v for k, v in found.items() if k.startswith("loss_vs_base.held_out")]
-        learnt = [v for k, v in found.items() if k.startswith("loss_vs_base.train")]
-        losses = held_out or learnt
+        losses = [
+            [found[n] for band in LEARNT if (n := f"loss_vs_base.{of}.{band}") in found]
+            for of in ("held_out", "train")
+        ]
+        chosen = losses[0] or losses[1]
         return Look(
             step,
             found.get("one_step_variety.class"),
             found.get("one_step_variety.trigger"),
-            sum(losses) / max(1, len(losses)),
+            sum(chosen) / max(1, len(chosen)),
         )
 
 

@@ -684,9 +684,9 @@ class Guard(Entry):
     """
 
     mode: Literal["watch", "stop", "autopilot"] = "autopilot"
-    class_warning: float = Field(0.9, gt=0, le=1, description="variety below which it eases")
+    class_warning: float = Field(0.88, gt=0, le=1, description="variety below which it eases")
     class_alarm: float = Field(0.8, gt=0, le=1, description="variety below which it goes back")
-    trigger_warning: float = Field(0.8, gt=0, le=1)
+    trigger_warning: float = Field(0.75, gt=0, le=1)
     trigger_alarm: float = Field(0.65, gt=0, le=1)
     rewinds: int = Field(2, ge=0, description="ways back before it stops")
     patience: int = Field(5, ge=1, description="looks without less loss before it stops")

@@ -43,7 +43,7 @@ def test_while_all_is_well_it_goes_on_and_remembers_the_best() -> None:
 
 
 def test_between_warning_and_alarm_it_eases_once_and_waits() -> None:
-    warned = Look(100, class_variety=0.87, trigger_variety=0.95, loss=0.8)
+    warned = Look(100, class_variety=0.84, trigger_variety=0.95, loss=0.8)
     stand, orders = after(WELL, warned, replace(warned, step=150), replace(warned, step=200))
     assert orders == ["continue", "ease", "continue", "continue"]
     assert stand.control == Control(lr=0.5, hold=2.0, dropout=0.1)
@@ -75,7 +75,7 @@ def test_below_an_alarm_it_goes_back_to_the_last_step_that_was_well(
 
 def test_one_who_only_stops_stops_at_the_alarm_and_never_eases() -> None:
     plan = Guard(mode="stop")
-    warned = Look(100, class_variety=0.87, trigger_variety=0.95, loss=0.8)
+    warned = Look(100, class_variety=0.84, trigger_variety=0.95, loss=0.8)
     ill = replace(warned, step=150, class_variety=0.5)
     assert after(WELL, warned, ill, plan=plan)[1] == ["continue", "continue", "stop"]
 

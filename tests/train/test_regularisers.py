@@ -15,12 +15,13 @@ from tests.train.scenes import tiny_recipe, write_pictures
 from variegate import formats
 from variegate.adapter import Attached, attach
 from variegate.diffusion import NoiseSchedule
-from variegate.errors import RecipeError
+from variegate.errors import AdapterError, RecipeError
 from variegate.lowrank import grams, nuclear_norm, singular_values, squared_norm
 from variegate.models import load
-from variegate.recipe import LoraPlan, Recipe
+from variegate.recipe import LohaPlan, LoraPlan, Recipe
 from variegate.run import Run
 from variegate.train import train
+from variegate.train.spectra import spectra
 from variegate.train.strategies import Control, Setting, Strategy, cook
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon")
@@ -323,3 +324,28 @@ def test_a_silent_hold_asks_for_no_rows() -> None:
         )
     )
     assert hold.beside(1) is None
+
+
+def test_what_is_told_of_each_layer_is_that_of_its_dense_update(on: Attached) -> None:
+    told, layers = spectra(on, 7)
+    weights, updates = dict(on.base_weights()), on.adapter().layers
+    assert set(layers) == set(updates)
+    for name, update in updates.items():
+        values = torch.linalg.svdvals(update.delta(weights[name]).double())[:4]
+        assert layers[name]["nuclear_norm"] == pytest.approx(float(values.sum()), rel=1e-4)
+        share = values.square().sum().sqrt() / weights[name].norm()
+        assert layers[name]["share"] == pytest.approx(float(share), rel=1e-4)
+        assert 1 <= layers[name]["stable_rank"] <= layers[name]["effective_rank"] <= 4.0001
+    assert {m.name: m.step for m in told} == dict.fromkeys(
+        ("update.nuclear_norm", "update.stable_rank", "update.effective_rank", "update.share"), 7
+    )
+
+
+def test_kinds_without_two_factors_refuse_what_needs_them(model: Any) -> None:
+    other = attach(model, LohaPlan(rank=2, alpha=2), seed=0)
+    try:
+        assert spectra(other, 0) == ([], {})
+        with pytest.raises(AdapterError, match="kind lora or dora; found loha"):
+            one("rank_dropout").attached(other)
+    finally:
+        other.detach()

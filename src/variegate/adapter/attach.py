@@ -105,16 +105,22 @@ class Attached:
                 for factor, parameter in parameters(layer).items():
                     yield f"{name}.{factor}", parameter
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether every update is one product of two factors."""
+        kinds = {spec.kind for spec in self._specs.values()}
+        return self._masking is None and kinds <= {"lora", "dora"}
+
     def low_rank(self) -> list[Factors]:
         """The updates as matrices with their scale, gradients reaching the factors.
 
         Raises: AdapterError for kinds whose update is not one product of two factors.
         """
-        kinds = {spec.kind for spec in self._specs.values()}
-        if self._masking is not None or not kinds <= {"lora", "dora"}:
+        if not self.is_low_rank:
+            kinds = {"tlora"} if self._masking else {spec.kind for spec in self._specs.values()}
             raise AdapterError(
-                f"norms and caps of the update want an adapter of kind lora or dora; found "
-                f"{'tlora' if self._masking else ', '.join(sorted(kinds))}"
+                "norms, caps and dropouts of the update want an adapter of kind lora or dora;"
+                f" found {', '.join(sorted(kinds))}"
             )
         return [
             Factors(

@@ -71,7 +71,7 @@ class Ailment:
         name, settings = TREATMENTS[self.treatment]
         return recipes.read(
             name,
-            settings=(*settings, "sampling.preset=quick", "sampling.steps=10"),
+            settings=(*settings, "sampling.preset=quick", "sampling.steps=10", "guard.mode=watch"),
             images=str(render_pictures(self.subject, self.pictures)),
             trigger="zqx",
             class_noun=self.class_noun,

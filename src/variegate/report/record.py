@@ -218,7 +218,13 @@ def _read_journal(folder: Path, gaps: dict[str, str]) -> Journal | None:
     return Journal(
         curves=curves,
         better=better,
-        notes=tuple(str(x.get("text", "")) for x in lines if x.get("kind") == "note"),
+        notes=tuple(
+            f"Step {x.get('step')}, the guard: {x.get('reason', '')}"
+            if x.get("kind") == "order"
+            else str(x.get("text", ""))
+            for x in lines
+            if x.get("kind") in ("note", "order")
+        ),
         started=starts[0] if len(starts) == 1 else None,
         ended=finish.get("time"),
         stopped_because=str(finish["stopped_because"]) if "stopped_because" in finish else None,

@@ -351,6 +351,11 @@ PROBES: dict[str, tuple[str, str]] = {
         "How far a prompt moves the answer, against the base model's (dashed). Far above it is "
         "what pictures learnt by heart show.",
     ),
+    "update": (
+        "What was learnt, as weights",
+        "How large the changes are (nuclear norm, share of the base's weights) and over how many "
+        "directions they spread (ranks).",
+    ),
     "leak": (
         "Leak into the class",
         "How far ordinary prompts moved, against how far the trigger did. 0 is none.",
@@ -369,6 +374,10 @@ PROBE_PARTS: dict[str, str] = {
     "low": "low noise (detail)",
     "class": "class prompts",
     "trigger": "trigger prompts",
+    "nuclear_norm": "nuclear norm",
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+    "share": "share of the base's",
 }
 
 GROUPS: dict[str, str] = {

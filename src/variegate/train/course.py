@@ -16,6 +16,7 @@ from variegate.train.checkpoint import (
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
+from variegate.train.spectra import spectra
 from variegate.train.watch import Watch, cadence
 
 
@@ -52,7 +53,10 @@ class Course:
             return Order("continue")
         with self.learner.on.watched(), self.learner.descent.averaged():
             seen = self.watch.look(self.learner.predict, step)
-        self.run.journal("probe", step=step, measurements=[m.to_json() for m in seen])
+        sizes, layers = spectra(self.learner.on, step)
+        self.run.journal("probe", step=step, measurements=[m.to_json() for m in (*seen, *sizes)])
+        if layers:
+            self.run.journal("spectra", step=step, layers=layers)
         if self.guard.mode == "watch":
             return Order("continue")
         self.last, way = Look.of(step, seen), self.stand.rewinds

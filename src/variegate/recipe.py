@@ -603,6 +603,13 @@ class SWA(Entry):
     every: int = Field(10, ge=1, description="steps between two points of the average")
 
 
+# What acts on an update as the product of two factors.
+OF_TWO_FACTORS = (
+    *("low_rank", "spectral_cap", "max_norm"),
+    *("neuron_dropout", "rank_dropout", "module_dropout"),
+)
+
+
 class Strategies(Entry):
     """Whatever prevents collapse; a table that is present is on."""
 
@@ -740,6 +747,24 @@ class Recipe(Entry):
     checkpoints: Checkpoints = Checkpoints()
     sampling: SamplingPlan = SamplingPlan()
 
+    @model_validator(mode="after")
+    def _kinds_have_what_is_asked_of_them(self) -> Recipe:
+        kind, faults = self.adapter.kind, list[str]()
+        wanting = [n for n in OF_TWO_FACTORS if getattr(self.strategies, n) is not None]
+        if wanting and kind not in ("lora", "dora"):
+            faults.append(
+                f"strategies.{wanting[0]} wants an adapter whose update is one product of two "
+                f"factors (kind lora or dora); found {kind!r}"
+            )
+        if self.optimizer.weight_decay_on == "product" and kind not in ("lora", "loha", "lokr"):
+            faults.append(
+                "optimizer.weight_decay_on = 'product' is for kinds that are products of factors "
+                f"(lora, loha, lokr); found {kind!r}; use 'factors'"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
     @property
     def id(self) -> str:
         """A hash of the canonical text: two recipes that ask the same have the same id."""
@@ -842,6 +867,9 @@ def _place(location: tuple[Any, ...]) -> tuple[str, type[Entry] | None]:
 
 
 def _fault(error: dict[str, Any]) -> str:
+    told = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return told
     key = str(error["loc"][-1])
     name, table = _place(tuple(error["loc"]))
     fields = table.model_fields if table else {}
@@ -855,7 +883,6 @@ def _fault(error: dict[str, Any]) -> str:
     found = error.get("input")
     if error["type"] == "union_tag_not_found":
         return f"{name}: found {found!r}; expected a table"
-    told = error["msg"].removeprefix("Value error, ")
     meaning = fields[key].description if key in fields else None
     told = f"{told[0].lower()}{told[1:]}{f' ({meaning})' if meaning else ''}"
     return f"{name}: found {found!r}{of}; {told}"

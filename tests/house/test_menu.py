@@ -93,3 +93,18 @@ def test_settings_and_given_entries_lie_over_the_file() -> None:
     assert recipe.strategies.flip is None
     assert recipe.base == "pocket"
     assert recipe.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"strategies": {"max_norm": {}}}, "strategies.max_norm wants an adapter whose update is"),
+        ({"optimizer": {"weight_decay_on": "product"}}, "optimizer.weight_decay_on = 'product' is"),
+    ],
+)
+def test_what_a_kind_cannot_do_is_refused_at_once(tables: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        Recipe.build({**tables, "adapter": {"kind": "oft"}})
+    assert told in str(refused.value)
+    assert "found 'oft'" in str(refused.value)
+    Recipe.build(tables)

@@ -209,9 +209,27 @@ def truth(run: Path, subject: str, *, half: int | None = None) -> Truth:
 Read = list[tuple[dict[str, str], dict[str, Any]]]
 
 
+def entropies(samples: Path, subject: str) -> dict[str, float]:
+    """What the judge reads in a folder that holds `adapter` and `base`: the entropy of a prompt's
+    factors as a share of the base's, the mean of class and trigger prompts, and the share of
+    trigger pictures that show the subject."""
+    ours, theirs = _read_folder(samples / "adapter"), _read_folder(samples / "base")
+    shown = [r["subject"] == subject for r, x in ours if x["group"] == "trigger"]
+    found = [_ratio(ours, theirs, group, _entropy) for group in ("class", "trigger")]
+    return {
+        "class": found[0],
+        "trigger": found[1],
+        "entropy": float(np.mean(found)),
+        "likeness": float(np.mean(shown)),
+    }
+
+
 @lru_cache(maxsize=4)
 def _read(run: Path, of: str) -> Read:
-    home = run / "deep" / of
+    return _read_folder(run / "deep" / of)
+
+
+def _read_folder(home: Path) -> Read:
     lines = [
         json.loads(line)
         for line in (home / "metadata.jsonl").read_text(encoding="utf8").splitlines()
@@ -238,6 +256,11 @@ def _looks(read: Read, group: str, of: Callable[[list[str]], float]) -> list[flo
     return [
         float(np.mean([of([r[f] for r in rows]) for f in factors])) for rows in prompts.values()
     ]
+
+
+def _entropy(values: list[str]) -> float:
+    counts = np.array([values.count(v) for v in set(values)], float) / len(values)
+    return float(-(counts * np.log(counts)).sum())
 
 
 def _modes(values: list[str]) -> float:

@@ -136,7 +136,7 @@ HEAD = """\
 Made by `tools/guard_table.py`: {runs} recipes of the bank, each trained as it is and once more with
 `guard.mode=autopilot`. Entropy is that of the factors that a prompt leaves open, by the judge, as a
 share of the base's, the mean of class and trigger prompts (64 pictures each); likeness the share
-of trigger pictures that show the subject (64 pictures: off by six points by chance alone). Regret is
+of trigger pictures that show the subject (64 pictures: off by six points by chance). Regret is
 the entropy of the best checkpoint of the run without a guard, among those whose likeness is within
 three points of its best, less that of the guard's choice.
 

@@ -8,9 +8,10 @@ cost and effect are written here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from variegate.recipe import ADAPTER_KINDS, Entry, Strategies
+from variegate.plugins import Entry, plugins
+from variegate.recipe import ADAPTER_KINDS, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
@@ -65,6 +66,11 @@ FACTS: dict[str, Facts] = {
     "huber": Facts("objective", "none"),
     "ema": Facts("optimizer", "one more copy of the factors"),
     "swa": Facts("optimizer", "one more copy of the factors"),
+}
+
+FACTS |= {
+    name: Facts(cast(Stage, plugin.stage), plugin.cost, plugin.effect)
+    for name, plugin in plugins().items()
 }
 
 KINDS: dict[str, Facts] = {

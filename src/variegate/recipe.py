@@ -11,29 +11,22 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import tomlkit
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from variegate.errors import RecipeError
-
-
-class Entry(BaseModel):
-    """A frozen table that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+from variegate.plugins import Entry, plugins
 
 Layers = Annotated[
     Literal["attention", "attention+feedforward", "attention+feedforward+convolution"],
@@ -82,6 +75,9 @@ class RankedPlan(Entry):
     )
     alphas: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description='alphas of layers by parts of their names: {"attn2" = 8.0}'
+    )
+    start: str | None = Field(
+        None, description="adapter file to go on from: its layers, ranks and alphas hold"
     )
 
 
@@ -651,6 +647,20 @@ class Strategies(Entry):
         if self.ema and self.swa:
             raise ValueError("ema and swa are both on; one average can be the adapter, choose one")
         return self
+
+
+def _with_plugins(menu: type[Strategies]) -> type[Strategies]:
+    """The menu and what other packages add to it; a name that is there already is refused."""
+    extra: dict[str, Any] = {}
+    for name, plugin in plugins().items():
+        if name in menu.model_fields:
+            raise RecipeError(f"two strategies are called {name!r}: ours and one of a plug-in")
+        extra[name] = (plugin.plan | None, None)
+    return create_model("Strategies", __base__=menu, **extra) if extra else menu
+
+
+if not TYPE_CHECKING:
+    Strategies = _with_plugins(Strategies)
 
 
 class HeldOut(Entry):

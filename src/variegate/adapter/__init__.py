@@ -5,7 +5,7 @@
 on a model.
 """
 
-from variegate.adapter.attach import Attached, attach, attached
+from variegate.adapter.attach import Attached, attach, attach_from, attached
 from variegate.adapter.noun import Adapter, Masking
 from variegate.adapter.places import PARTS
 from variegate.adapter.updates import LayerUpdate, Update
@@ -18,5 +18,6 @@ __all__ = [
     "Masking",
     "Update",
     "attach",
+    "attach_from",
     "attached",
 ]

@@ -310,6 +310,29 @@ def attach(model: Any, plan: AdapterPlan, *, seed: int) -> Attached:
     return Attached(model, layers, specs=specs, stop=_nothing)
 
 
+def attach_from(model: Any, adapter: Adapter, plan: AdapterPlan) -> Attached:
+    """Put a trainable copy of a finished adapter on a model: its layers, ranks, alphas and factors.
+
+    Raises: AdapterError when its kind is not the plan's, or it does not fit the model.
+    """
+    if adapter.kind != plan.kind or adapter.masking is not None:
+        raise AdapterError(
+            f"adapter.start is a {adapter.kind} and the recipe asks for {plan.kind}; set "
+            f"adapter.kind={adapter.kind}, or start afresh (a T-LoRA cannot be started from)"
+        )
+    modules = find(model, adapter)
+    specs = {name: Spec.of(update) for name, update in adapter.layers.items()}
+    layers = inject(model, modules, specs, dropout=plan.dropout)
+    for name, layer in layers.items():
+        make_room(layer, adapter.layers[name])
+        for parameter in parameters(layer).values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        fill(layer, adapter.layers[name])
+        set_dropping(layer, plan.dropout > 0)
+    return Attached(model, layers, specs=specs, stop=_nothing)
+
+
 def _attach_timed(
     model: Any,
     plan: TloraPlan,

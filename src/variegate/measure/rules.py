@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from variegate.errors import RequestError
-from variegate.recipe import Entry
+from variegate.plugins import Entry
 
 
 class Gate(Entry):

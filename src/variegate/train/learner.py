@@ -51,7 +51,7 @@ class Learner:
         self.words = Words(
             self.model,
             self.on,
-            learns=self.recipe.adapter.text_encoder,
+            learns=any(group["name"].startswith("text") for group in self.on.parameters),
             pixels=picture_side(self.recipe, self.model),
         )
         self.control = Control()

@@ -9,6 +9,7 @@ CPU in float32.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from variegate import formats
-from variegate.adapter import Attached, attach
+from variegate.adapter import Attached, attach, attach_from
 from variegate.errors import Interrupted, RecipeError, RunError
 from variegate.images import ImageSet
 from variegate.progress import Say, silent
@@ -145,7 +146,7 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     _heed(stop, run, checkpoint.step if checkpoint else 0)
 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
-    on = attach(model, recipe.adapter, seed=recipe.seed)
+    on = _attach(model, recipe)
     try:
         means = _means(run, model, on, strategies)
         learner = Learner(
@@ -192,6 +193,14 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         on.detach()
 
 
+def _attach(model: Any, recipe: Recipe) -> Attached:
+    """A fresh adapter, or a copy of the one that the recipe names to go on from."""
+    start = getattr(recipe.adapter, "start", None)
+    if start is None:
+        return attach(model, recipe.adapter, seed=recipe.seed)
+    return attach_from(model, formats.read(Path(start)), recipe.adapter)
+
+
 def _start(
     run: Run, model: Any, data: TrainingSet, found: Checkpoint | None, *, faults: list[str]
 ) -> None:
@@ -204,6 +213,8 @@ def _start(
         "base": str(model.id),
         "pictures": data.fingerprint,
     }
+    if start := getattr(run.recipe.adapter, "start", None):
+        stands_on["start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
     earlier = run.read_journal("start")
     _refuse_changes(run, earlier, stands_on)
     held_out = [example.key for example in data.held_out]
@@ -240,6 +251,8 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     changed = differences(then["recipe"], now["recipe"])
     if then["base"] != now["base"]:
         changed.append(f"the base model's weights or settings: {then['base']}, now {now['base']}")
+    if then.get("start") != now.get("start", then.get("start")):
+        changed.append(f"the adapter it began from: {then.get('start')}, now {now.get('start')}")
     before, after = then["pictures"], now["pictures"]
     sets = (
         ("pictures added", sorted(after.keys() - before.keys())),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from variegate.plugins import plugins
 from variegate.recipe import RankDropout, Recipe, StayNear
 from variegate.train.strategies.affine import TurnPictures
 from variegate.train.strategies.base import (
@@ -86,6 +87,7 @@ KITCHEN: dict[str, Any] = {
     "huber": BendSquares,
     "ema": FollowSlowly,
     "swa": AverageTheEnd,
+    **{name: plugin.load() for name, plugin in plugins().items()},
 }
 
 __all__ = [

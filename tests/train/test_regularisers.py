@@ -337,7 +337,11 @@ def test_what_is_told_of_each_layer_is_that_of_its_dense_update(on: Attached) ->
         assert layers[name]["share"] == pytest.approx(float(share), rel=1e-4)
         assert 1 <= layers[name]["stable_rank"] <= layers[name]["effective_rank"] <= 4.0001
     assert {m.name: m.step for m in told} == dict.fromkeys(
-        ("update.nuclear_norm", "update.stable_rank", "update.effective_rank", "update.share"), 7
+        (
+            *("update_size.nuclear_norm", "update_size.share"),
+            *("update_rank.stable", "update_rank.effective"),
+        ),
+        7,
     )
 
 

@@ -351,10 +351,13 @@ PROBES: dict[str, tuple[str, str]] = {
         "How far a prompt moves the answer, against the base model's (dashed). Far above it is "
         "what pictures learnt by heart show.",
     ),
-    "update": (
-        "What was learnt, as weights",
-        "How large the changes are (nuclear norm, share of the base's weights) and over how many "
-        "directions they spread (ranks).",
+    "update_size": (
+        "How much was learnt",
+        "The size of the changes: nuclear norm, and the largest share of the base's own weights.",
+    ),
+    "update_rank": (
+        "Over how many directions",
+        "Ranks of the changes, in the middle layer: few directions leave more of the base alone.",
     ),
     "leak": (
         "Leak into the class",
@@ -375,8 +378,8 @@ PROBE_PARTS: dict[str, str] = {
     "class": "class prompts",
     "trigger": "trigger prompts",
     "nuclear_norm": "nuclear norm",
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
+    "stable": "stable rank",
+    "effective": "effective rank",
     "share": "share of the base's",
 }
 

@@ -10,11 +10,11 @@ from variegate.adapter import Attached
 from variegate.lowrank import effective_rank, grams, singular_values, stable_rank
 from variegate.measurement import Measurement
 
-SUMMED = {
-    "nuclear_norm": "sum of singular values, the mean over layers",
-    "stable_rank": "squared Frobenius over squared spectral norm, the median over layers",
-    "effective_rank": "exponential of the entropy of the singular values, the median over layers",
-    "share": "Frobenius norm over that of the layer's own weight, the largest of all layers",
+SOURCES = {
+    "update_size.nuclear_norm": "sum of singular values, the mean over layers",
+    "update_size.share": "Frobenius norm over the layer's own weight's, the largest of all layers",
+    "update_rank.stable": "squared Frobenius over squared spectral norm, median over layers",
+    "update_rank.effective": "exp of the entropy of the singular values, median over layers",
 }
 
 
@@ -44,15 +44,15 @@ def spectra(on: Attached, step: int) -> tuple[list[Measurement], dict[str, dict[
                     "effective_rank": effective,
                     "share": norm / max(own, 1e-12),
                 }
-    column = {key: [layer[key] for layer in layers.values()] for key in SUMMED}
+    column = {key: [own[key] for own in layers.values()] for key in next(iter(layers.values()))}
     found = {
-        "nuclear_norm": statistics.fmean(column["nuclear_norm"]),
-        "stable_rank": statistics.median(column["stable_rank"]),
-        "effective_rank": statistics.median(column["effective_rank"]),
-        "share": max(column["share"]),
+        "update_size.nuclear_norm": statistics.fmean(column["nuclear_norm"]),
+        "update_size.share": max(column["share"]),
+        "update_rank.stable": statistics.median(column["stable_rank"]),
+        "update_rank.effective": statistics.median(column["effective_rank"]),
     }
     told = [
-        Measurement(f"update.{k}", v, n=len(layers), better="neither", step=step, source=SUMMED[k])
+        Measurement(k, v, n=len(layers), better="neither", step=step, source=SOURCES[k])
         for k, v in found.items()
     ]
     rounded = {n: {k: round(v, 6) for k, v in own.items()} for n, own in layers.items()}

@@ -1,0 +1,78 @@
+"""What is held out, masked, watched, guarded, kept and drawn."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from variegate.plugins import Entry
+
+
+class HeldOut(Entry):
+    """Pictures kept from training to tell learning from memorising."""
+
+    share: float = Field(0.15, ge=0, le=0.5)
+    at_least_pictures: int = Field(5, ge=2, description="below this many, none is held out")
+
+
+class Masks(Entry):
+    """Where the subject's masks come from, for strategies that need them; hand-drawn ones win."""
+
+    segmenter: str = Field(
+        "", description="ONNX file of the U2-Net family, read by rembg; empty: from the pixels"
+    )
+    unsure: Literal["whole", "attention"] = Field(
+        "whole",
+        description="where the pixels do not tell: the whole picture counts, or what of it the "
+        "base attends to at the class noun",
+    )
+
+
+class Probes(Entry):
+    """What is watched while training, on fixed (picture, timestep, noise) triples."""
+
+    every: int | None = Field(
+        None, ge=1, description="steps between two looks; None: as 5 % of the time allows"
+    )
+    triples: int = Field(16, ge=1, description="questions about pictures, of each set")
+    noises: int = Field(8, ge=2, description="starts from pure noise, of each prompt")
+
+
+class Guard(Entry):
+    """Who acts on what is watched: nobody, one who stops, or one who also eases and goes back.
+
+    The varieties are those of one-step clean estimates relative to the base's. The lines lie
+    where runs of known collapse part (`tools/probe_table.py`).
+    """
+
+    mode: Literal["watch", "stop", "autopilot"] = "autopilot"
+    class_warning: float = Field(0.88, gt=0, le=1, description="variety below which it eases")
+    class_alarm: float = Field(0.8, gt=0, le=1, description="variety below which it goes back")
+    trigger_warning: float = Field(0.75, gt=0, le=1)
+    trigger_alarm: float = Field(0.65, gt=0, le=1)
+    rewinds: int = Field(2, ge=0, description="ways back before it stops")
+    patience: int = Field(5, ge=1, description="looks without less loss before it stops")
+
+    @model_validator(mode="after")
+    def _warning_before_alarm(self) -> Guard:
+        if self.class_warning <= self.class_alarm or self.trigger_warning <= self.trigger_alarm:
+            raise ValueError("a warning must lie above its alarm")
+        return self
+
+
+class Checkpoints(Entry):
+    every: int = Field(100, ge=1, description="steps between two checkpoints")
+    keep: int = Field(10, ge=1, description="how many of the latest are kept")
+
+
+class SamplingPlan(Entry):
+    """How pictures are drawn for the verdict."""
+
+    preset: Literal["quick", "standard", "thorough"] = "standard"
+    steps: int = Field(25, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float = Field(7.5, ge=1)
+    sampler: Literal["ddim", "euler", "euler_a", "dpmpp_2m"] = "ddim"

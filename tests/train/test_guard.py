@@ -73,6 +73,19 @@ def test_below_an_alarm_it_goes_back_to_the_last_step_that_was_well(
     assert "did not help" in order.reason
 
 
+def test_what_came_after_the_step_it_goes_back_to_is_no_longer_the_best() -> None:
+    warned = Look(100, class_variety=0.84, trigger_variety=0.95, loss=0.7)
+    stand, orders = after(WELL, warned, replace(warned, step=150, class_variety=0.5))
+    assert orders[-1] == "rewind"
+    assert (stand.well, stand.best_step, stand.best_loss) == (50, None, None)
+    stand, orders = after(
+        WELL,
+        replace(WELL, step=100, loss=0.95),
+        replace(warned, step=150, loss=1.0, class_variety=0.5),
+    )
+    assert (stand.well, stand.best_step) == (100, 50)
+
+
 def test_one_who_only_stops_stops_at_the_alarm_and_never_eases() -> None:
     plan = Guard(mode="stop")
     warned = Look(100, class_variety=0.84, trigger_variety=0.95, loss=0.8)
@@ -213,3 +226,16 @@ def _measurements(line: dict[str, Any]) -> list[Any]:
     from variegate.measurement import measurement_from_json
 
     return [measurement_from_json(m) for m in line["measurements"]]
+
+
+def test_a_run_that_ends_below_its_alarm_still_gives_an_adapter(
+    place: Path, model: Any, tmp_path: Path
+) -> None:
+    """No step but the first is well, and what was best was forgotten on the way back."""
+    lines = {"class_warning": 1.0, "class_alarm": 0.5, "trigger_warning": 1.0}
+    run = train(
+        strict(place, **lines, trigger_alarm=0.9999, rewinds=1), out=tmp_path / "run", model=model
+    )
+    end = run.read_journal("finish")[-1]
+    assert run.adapter_file.exists()
+    assert (run.checkpoints / f"step-{end['chosen']:06d}").is_dir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict
 
@@ -110,13 +111,11 @@ class Course:
         """Stand at the step that is to be the adapter: the last one, unless that is collapsing or
         another had learnt more."""
         stand, last = self.stand, self.last
-        if self.guard.mode == "watch" or last is None or stand.best_loss is None:
+        if self.guard.mode == "watch" or last is None:
             return step
-        if (
-            last.step == step
-            and not last.alarmed(self.guard)
-            and last.loss <= stand.best_loss + BETTER
-        ):
+        best = math.inf if stand.best_loss is None else stand.best_loss
+        sound = last.step == step and not last.alarmed(self.guard)
+        if sound and last.loss <= best + BETTER:
             return step
         chosen = stand.best_step or stand.well
         if not chosen or chosen == step:

@@ -121,6 +121,8 @@ def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
         return stand, Order("stop", f"{told}, and easing did not help: stopped.")
     if alarmed:
         eased = replace(_ease(stand), rewinds=stand.rewinds + 1, since=0, rest=1)
+        if eased.best_step is not None and eased.best_step > eased.well:  # which is forgotten
+            eased = replace(eased, best_step=None, best_loss=None)
         reason = f"{told}: back to step {stand.well}, more gently."
         return eased, Order("rewind", reason, to=stand.well)
     if stand.since >= plan.patience:

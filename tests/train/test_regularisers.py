@@ -167,7 +167,7 @@ def test_dropout_changes_answers_in_training_and_never_what_is_watched(
 
 
 def test_ranks_are_dropped_whole_and_anew_for_each_row(on: Attached) -> None:
-    drop = one("rank_dropout", p=0.5)._drop  # type: ignore[attr-defined]
+    drop = one("rank_dropout", p=0.5).drop  # type: ignore[attr-defined]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokens, pixels = drop(torch.ones(8, 5, 4)), drop(torch.ones(8, 4, 3, 3))

@@ -94,3 +94,8 @@ def test_another_file_in_its_place_is_refused_and_so_is_another_kind(
         AdapterError, match=r"adapter\.start is a lora and the recipe asks for dora"
     ):
         train(dora, out=tmp_path / "dora", model=model)
+
+
+def test_a_file_that_is_not_there_is_told(place: Path, model: Any, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="nowhere"):
+        train(going_on(place, tmp_path / "nowhere.safetensors"), out=tmp_path / "run", model=model)

@@ -27,10 +27,9 @@ from variegate.train.objective import (
 )
 from variegate.train.optimizers import Descent
 from variegate.train.parts import cut, piece, within_memory
-from variegate.train.strategies import Beside, Control, Rows, Strategy
+from variegate.train.strategies import Beside, Control, Dropout, Rows, Strategy
 
 STRATEGY = "strategy/"  # before the names of a strategy's tensors in a checkpoint
-DROPOUTS = {"neuron_dropout", "rank_dropout", "module_dropout"}
 
 
 @dataclass
@@ -234,8 +233,8 @@ class Learner:
     @contextmanager
     def _dropout(self, step: int) -> Iterator[None]:
         """Dropout inside the updates draws from torch's global generator: give it an address."""
-        dropping: list[Any] = [self.strategies[n] for n in DROPOUTS & self.strategies.keys()]
-        if not self.recipe.adapter.dropout and not any(s.chance for s in dropping):
+        dropping = any(isinstance(s, Dropout) and s.chance for s in self.strategies.values())
+        if not self.recipe.adapter.dropout and not dropping:
             yield
             return
         device = torch.device(self.model.device)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from variegate import formats
-from variegate.adapter import Attached, attach, attach_from
+from variegate.adapter import Adapter, Attached, attach, attach_from
 from variegate.errors import Interrupted, RecipeError, RunError
 from variegate.images import ImageSet
 from variegate.progress import Say, silent
@@ -139,14 +139,19 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         needs_masks=any(s.needs_masks for s in strategies.values()),
         base=model,
     )
+    begun = _begun_from(recipe)
     checkpoint, faults = latest_checkpoint(run.checkpoints)
-    _start(run, model, data, checkpoint, faults=faults)
+    _start(run, model, data, checkpoint, begun=begun, faults=faults)
     for strategy in strategies.values():
         strategy.prepare(Setting(recipe, model, run.folder, say))
     _heed(stop, run, checkpoint.step if checkpoint else 0)
 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
-    on = _attach(model, recipe)
+    on = (
+        attach(model, recipe.adapter, seed=recipe.seed)
+        if begun is None
+        else attach_from(model, begun, recipe.adapter)
+    )
     try:
         means = _means(run, model, on, strategies)
         learner = Learner(
@@ -193,16 +198,20 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         on.detach()
 
 
-def _attach(model: Any, recipe: Recipe) -> Attached:
-    """A fresh adapter, or a copy of the one that the recipe names to go on from."""
+def _begun_from(recipe: Recipe) -> Adapter | None:
+    """The adapter that the recipe names to go on from, if it names one."""
     start = getattr(recipe.adapter, "start", None)
-    if start is None:
-        return attach(model, recipe.adapter, seed=recipe.seed)
-    return attach_from(model, formats.read(Path(start)), recipe.adapter)
+    return None if start is None else formats.read(Path(start))
 
 
 def _start(
-    run: Run, model: Any, data: TrainingSet, found: Checkpoint | None, *, faults: list[str]
+    run: Run,
+    model: Any,
+    data: TrainingSet,
+    found: Checkpoint | None,
+    *,
+    begun: Adapter | None,
+    faults: list[str],
 ) -> None:
     """Note what this run stands on; refuse to go on when that has changed.
 
@@ -213,8 +222,13 @@ def _start(
         "base": str(model.id),
         "pictures": data.fingerprint,
     }
-    if start := getattr(run.recipe.adapter, "start", None):
-        stands_on["start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
+    if begun is not None:
+        digest = hashlib.sha256()
+        for name, update in sorted(begun.layers.items()):
+            digest.update(name.encode())
+            for factor in update.factors().values():
+                digest.update(factor.numpy().tobytes())
+        stands_on["start"] = digest.hexdigest()[:16]
     earlier = run.read_journal("start")
     _refuse_changes(run, earlier, stands_on)
     held_out = [example.key for example in data.held_out]

@@ -15,6 +15,7 @@ from variegate.train.strategies.affine import TurnPictures
 from variegate.train.strategies.base import (
     Beside,
     Control,
+    Dropout,
     Frame,
     Rows,
     Seen,
@@ -94,6 +95,7 @@ __all__ = [
     "KITCHEN",
     "Beside",
     "Control",
+    "Dropout",
     "Frame",
     "Rows",
     "Seen",

@@ -230,3 +230,21 @@ class Strategy:
     def final(self) -> dict[str, Tensor] | None:
         """Factors by name that are to be the adapter in place of the last ones."""
         return None
+
+
+class Dropout(Strategy):
+    """Leaves out some of what stands between an update's factors, with a chance that the guard may
+    raise. Draws from torch's global generator, which each step gives an address."""
+
+    p: float
+
+    @property
+    def chance(self) -> float:
+        return min(0.95, self.p + self.control.dropout)
+
+    def attached(self, on: Attached) -> None:
+        on.between_factors(lambda hidden: self.drop(hidden) if self.chance else hidden)
+
+    def drop(self, hidden: Tensor) -> Tensor:
+        """What is left of the outputs of a down projection."""
+        raise NotImplementedError

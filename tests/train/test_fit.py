@@ -85,6 +85,39 @@ def test_a_run_with_checkpointing_ends_with_the_same_bits(
     assert all(torch.equal(ends[0][n].up, ends[1][n].up) for n in ends[0])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_run_learns_what_the_other_learns_and_leaves_the_model_as_it_was(
+    place: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tracer alone: the code it would make takes a compiler minutes."""
+    traced = []
+
+    def tracer(graph: Any, inputs: Any) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(fit, "BACKEND", tracer)
+    ends = []
+    for wanted in (False, True):
+        run = train(tiny(place, {"compile": wanted}), out=tmp_path / str(wanted), model=model)
+        ends.append(formats.read(run.adapter_file).layers)
+        assert bool(traced) == wanted
+    assert all(torch.allclose(ends[0][n].up, ends[1][n].up, atol=1e-6) for n in ends[0])
+    assert not any(part._compiled_call_impl for part in model.unet.modules())
+
+
+def test_what_cannot_be_compiled_is_said(
+    place: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(fit, "BACKEND", broken)
+    with pytest.raises(RecipeError, match=r"memory.compile.*no compiler here"):
+        train(tiny(place, {"compile": True}), out=tmp_path / "run", model=model)
+
+
 def tiny(place: Path, memory: dict[str, Any], **entries: Any) -> Recipe:
     return tiny_recipe(
         place / "base",

@@ -165,3 +165,8 @@ class Memory(Entry):
     gradient_checkpointing: bool | None = Field(
         None, description="work activations out again in the backward pass. None: as vram needs"
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the network's blocks: minutes first, then faster on "
+        "GPUs; of no use on CPUs",
+    )

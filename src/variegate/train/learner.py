@@ -16,7 +16,7 @@ from variegate.adapter import Attached
 from variegate.errors import NotFinite
 from variegate.recipe import Recipe
 from variegate.train.data import Batch, TrainingSet, Words, picture_side
-from variegate.train.fit import Means, autocast, checkpointed
+from variegate.train.fit import Means, autocast, checkpointed, layout_of
 from variegate.train.objective import (
     answers,
     cost_of,
@@ -226,7 +226,7 @@ class Learner:
 
     def _ask(self, rows: Rows, words: models.Conditioning) -> Float[Tensor, "b c y x"]:
         device = self.model.device
-        noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
+        noised = rows.noised.to(device).contiguous(memory_format=layout_of(self.model))
         answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), words)
         return answer.float()
 

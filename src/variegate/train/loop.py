@@ -12,13 +12,9 @@ from __future__ import annotations
 import hashlib
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from variegate import formats
 from variegate.adapter import Adapter, Attached, attach, attach_from
@@ -36,7 +32,7 @@ from variegate.train.data import (
     picture_side,
     read_training_set,
 )
-from variegate.train.fit import Means, load_base, read_means, settle
+from variegate.train.fit import Means, compiled, laid_out, load_base, read_means, settle
 from variegate.train.learner import Learner
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Setting, Strategy, cook, spare
@@ -96,7 +92,7 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         say("load base", 0, 0, run.recipe.base)
         model = model or load_base(run.recipe)
         _check_fit(model, run.recipe)
-        with _steady(model):
+        with laid_out(model), compiled(model, run.recipe.memory.compile):
             _train(run, model, images, stop, say)
     return run
 
@@ -321,13 +317,3 @@ def _is_finished(run: Run) -> bool:
         and bool(ends)
         and run.recipe.optimizer.steps in (ends[-1].get("of"), ends[-1]["step"])
     )
-
-
-@contextmanager
-def _steady(model: Any) -> Iterator[None]:
-    """The network in the memory layout that convolutions are quickest in, as it was afterwards."""
-    model.network.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        model.network.to(memory_format=torch.contiguous_format)

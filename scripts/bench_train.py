@@ -4,6 +4,7 @@
     scripts/bench-train --script train_dreambooth_lora.py      # and against diffusers' example
     scripts/bench-train --shapes sd1 --precision bf16 --compile
     scripts/bench-train --shapes sdxl --side 512 --precision bf16 --only ours
+    scripts/bench-train --watch                                # what the probes cost by the clock
 
 The example is `examples/dreambooth/train_dreambooth_lora.py` of huggingface/diffusers (and
 `train_dreambooth_lora_sdxl.py`), fetched by you and run as it is, but for two things that it finds
@@ -45,6 +46,7 @@ SIDES = {"pocket": 64, "sd1": 256, "sdxl": 512}  # pixels, on a CPU
 GPU_SIDES = {"pocket": 64, "sd1": 512, "sdxl": 1024}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 RANK, LR = 8, 1e-4
+LENGTH = 1000  # steps of the run whose watch is counted
 
 
 class Done(BaseException):
@@ -57,6 +59,7 @@ class Clock:
     def __init__(self, steps: int) -> None:
         self.steps, self.marks, self.losses = steps, list[float](), list[float]()
         self.inside: list[float] = []
+        self.look, self.every = 0.0, 1  # seconds of one look, steps from one to the next
         self._within = 0.0
 
     def mark(self) -> None:
@@ -92,6 +95,8 @@ class Clock:
             "overhead": float(np.median(1 - inside / taken)) if inside.any() else None,
             "losses": self.losses[: self.steps],
             "gib": _peak_memory(),
+            "look": self.look,
+            "every": self.every,
         }
 
 
@@ -165,7 +170,7 @@ def ours(asked: dict[str, Any], clock: Clock) -> None:
     """`variegate train`, with no strategy and nobody watching."""
     from variegate.recipe import Recipe
     from variegate.run import Run
-    from variegate.train import learner, optimizers, train
+    from variegate.train import course, learner, optimizers, train
 
     recipe = Recipe.parse(
         {
@@ -177,7 +182,7 @@ def ours(asked: dict[str, Any], clock: Clock) -> None:
             "precision": asked["precision"],
             "adapter": {"rank": RANK, "alpha": RANK},
             "optimizer": {
-                "steps": 100_000,
+                "steps": LENGTH if asked["watch"] else 100_000,
                 "lr": LR,
                 "batch_size": asked["batch"],
                 "schedule": {"kind": "constant"},
@@ -187,14 +192,23 @@ def ours(asked: dict[str, Any], clock: Clock) -> None:
             "memory": {"compile": asked["compile"]} if asked["compile"] else {},
             "held_out": {"share": 0.0},
             "guard": {"mode": "watch"},
-            "probes": {"every": 100_000},
+            "probes": {"every": None if asked["watch"] else 100_000},
             "checkpoints": {"every": 100_000},
         }
     )
     learner.Learner._ask = clock.inner(learner.Learner._ask)
     learner.Learner._ask = _method(learner.Learner._ask)
     optimizers.Descent.add = _method(clock.inner(optimizers.Descent.add))
-    journal = Run.journal
+    journal, look = Run.journal, course.Course.look
+
+    def looked(self: Any, step: int) -> Any:
+        start, due = time.perf_counter(), step % self.every == 0
+        order = look(self, step)
+        if due and step == 0:
+            clock.look, clock.every = time.perf_counter() - start, self.every
+        return order
+
+    course.Course.look = looked
 
     def noted(run: Run, event: str, **entries: Any) -> None:
         journal(run, event, **entries)
@@ -457,7 +471,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also ours through torch.compile")
     parser.add_argument("--only", choices=CONTESTANTS, help="one contestant alone")
     parser.add_argument("--folder", type=Path, default=Path("build/bench-train"))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--watch", action="store_true", help="time the probes instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -469,7 +483,10 @@ def main() -> None:
     if given.only:
         names = [given.only]
     print(
-        "| shapes | precision | batch | who | s / step | ours is faster by | share of peak | "
+        f"| shapes | precision | batch | s / step | s / look | looks every, steps of {LENGTH} "
+        "| share of the time |\n" + "|---" * 7 + "|"
+        if given.watch
+        else "| shapes | precision | batch | who | s / step | ours is faster by | share of peak | "
         "outside forward and backward | peak memory, GiB | loss |\n" + "|---" * 10 + "|"
     )
     sides = GPU_SIDES if torch.cuda.is_available() else SIDES
@@ -490,8 +507,24 @@ def main() -> None:
                     "script": given.script,
                     "compile": False,
                     "count": False,
+                    "watch": given.watch,
                 }
-                match(asked, names, given.rounds)
+                if given.watch:
+                    watched(asked)
+                else:
+                    match(asked, names, given.rounds)
+
+
+def watched(asked: dict[str, Any]) -> None:
+    """Print what watching takes of a run's time."""
+    found = apart(asked | {"who": "ours"})
+    step, look, every = statistics.median(found["seconds"]), found["look"], found["every"]
+    share = look / (look + every * step)
+    print(
+        f"| {asked['shapes']} at {asked['side']} | {asked['precision']} | {asked['batch']} "
+        f"| {step:.3g} | {look:.3g} | {every} | {share:.1%} |",
+        flush=True,
+    )
 
 
 def match(asked: dict[str, Any], names: list[str], rounds: int) -> None:

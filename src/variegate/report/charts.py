@@ -133,6 +133,53 @@ def _chart(family: str, parts: Mapping[str, Sequence[Point]], *, better: str, pr
     return Chart(title, meaning, family, svg, key, note.strip())
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One point of a scatter, in a series from 1, with its name where it is to be told."""
+
+    x: float
+    y: float
+    series: int
+    name: str = ""
+
+
+def scatter(dots: Sequence[Dot], *, axes: tuple[str, str], label: str, prefix: str) -> Markup:
+    """Points in a plane as inline SVG, the named ones with their names beside them."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+        plot = figure.add_subplot()
+        for dot in dots:
+            hue = SERIES[(dot.series - 1) % MOST_SERIES]
+            plot.plot([dot.x], [dot.y], marker="o", ms=6 if dot.name else 4, color=hue)
+        # From the top down, each name below the one before where they would touch.
+        lowest: list[tuple[float, float]] = []
+        high = max((d.y for d in dots), default=1.0) - min((d.y for d in dots), default=0.0)
+        for dot in sorted(dots, key=lambda d: -d.y):
+            if not dot.name:
+                continue
+            y = dot.y
+            for x, taken in lowest:
+                if abs(dot.x - x) < 0.2 and y > taken - 0.035 * high:
+                    y = taken - 0.035 * high
+            lowest.append((dot.x, y))
+            plot.annotate(
+                plain(dot.name),
+                (dot.x, y),
+                xytext=(7, 0),
+                textcoords="offset points",
+                fontsize=9,
+                va="center",
+                color=INK,
+            )
+        plot.set_xlabel(axes[0])
+        plot.set_ylabel(axes[1])
+        plot.margins(0.08)
+        plot.grid(color=FAINT, linewidth=0.6)
+        plot.set_axisbelow(True)
+        plot.tick_params(length=0)
+        return _inline(figure, prefix=prefix, label=label)
+
+
 def _window(count: int) -> int:
     """Noted steps that a running mean spans: about a twentieth of them."""
     return max(1, min(50, count // 20))

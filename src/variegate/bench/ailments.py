@@ -170,13 +170,15 @@ def _wider(tables: dict[str, Any]) -> None:
     plan = tables["adapter"]
     if "rank" in plan:
         grown = min(256, plan["rank"] * 8)
-        plan["alpha"] = plan.get("alpha", plan["rank"]) * grown / plan["rank"]
+        if "alpha" in plan:
+            plan["alpha"] *= grown / plan["rank"]
         plan["rank"] = grown
 
 
 def _bare(tables: dict[str, Any]) -> None:
     tables["optimizer"]["weight_decay"] = 0.0
-    tables["adapter"]["dropout"] = 0.0
+    if "dropout" in tables["adapter"]:
+        tables["adapter"]["dropout"] = 0.0
     for name in ("flip", "caption_dropout"):
         tables["strategies"].pop(name, None)
 

@@ -1,0 +1,159 @@
+"""The scoreboard on rows whose answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from variegate.bench.ailments import AILMENTS
+from variegate.bench.scoreboard import (
+    FIGURES,
+    as_text,
+    detector,
+    difference,
+    gate,
+    leaderboard,
+    summary,
+)
+from variegate.bench.suite import write_table
+from variegate.report import write_scoreboard
+
+CORE = [a.name for a in AILMENTS.values() if a.core]
+HELD_OUT = [a.name for a in AILMENTS.values() if a.held_out]
+
+
+def row(ailment: str, strategy: str, seed: int, **figures: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {f"true.{name}": 0.5 for name in FIGURES}
+    found |= {f"true.{name}": value for name, value in figures.items() if name in FIGURES}
+    return found | {
+        "key": f"{ailment}{strategy}{seed}",
+        "ailment": ailment,
+        "strategy": strategy,
+        "group": figures.get("group", "strategy"),
+        "seed": seed,
+        "labels": figures.get("labels", ""),
+        "train_seconds": figures.get("seconds", 10.0),
+        "first_order": figures.get("first_order"),
+    }
+
+
+def board(**gains: float) -> list[dict[str, Any]]:
+    """Plain and others that keep more than it on every core ailment, seed by seed."""
+    rng = np.random.default_rng(7)
+    rows = []
+    for ailment in CORE:
+        for seed in range(3):
+            level = rng.uniform(0.2, 0.6)
+            rows.append(row(ailment, "plain", seed, entropy=level, likeness=0.8, group="plain"))
+            for name, gain in gains.items():
+                rows.append(
+                    row(
+                        ailment,
+                        name,
+                        seed,
+                        entropy=level + gain + rng.normal(0, 0.02),
+                        likeness=0.8 - gain,
+                        seconds=20.0,
+                    )
+                )
+    return rows
+
+
+def test_a_paired_difference_sees_through_the_ailments() -> None:
+    lines = {line["strategy"]: line for line in leaderboard(board(better=0.1, same=0.0))}
+    better, same = lines["better"]["entropy_vs_plain"], lines["same"]["entropy_vs_plain"]
+    assert better["low"] > 0.05 and better["high"] < 0.15
+    assert same["low"] < 0 < same["high"]
+    assert lines["better"]["time"] == 2.0 and lines["plain"]["time"] == 1.0
+    assert lines["better"]["cells"] == 15
+
+
+def test_the_front_is_what_nothing_beats_on_both() -> None:
+    rows = board(more=0.2, alike=-0.05)
+    worst = [row(r["ailment"], "worst", r["seed"], entropy=0.0, likeness=0.1) for r in rows]
+    front = {line["strategy"] for line in leaderboard(rows + worst) if line["front"]}
+    assert front == {"plain", "more", "alike"} or front == {"more", "plain", "alike"}
+    assert "worst" not in front
+
+
+def test_a_difference_of_one_cell_is_never_shown() -> None:
+    one = difference({1: {"x": 1.0}}, {1: {"x": 0.0}}, "x", [1])
+    assert one.value == 1.0 and not one.shown
+
+
+def rival(entropy: float, likeness: float) -> list[dict[str, Any]]:
+    rows = []
+    for seed in range(3):
+        jitter = 0.01 * seed
+        rows += [
+            row(HELD_OUT[0], "default", seed, entropy=0.9 + jitter, likeness=0.7, group="default"),
+            row(HELD_OUT[0], "kohya", seed, entropy=entropy, likeness=likeness, group="field"),
+            row(HELD_OUT[0], "ema", seed, entropy=0.0, likeness=0.0),
+            row(CORE[0], "kohya", seed, entropy=0.0, likeness=0.0, group="field"),
+        ]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("entropy", "likeness", "wins"),
+    [(0.5, 0.7, True), (0.5, 0.729, True), (0.5, 0.74, False), (0.9, 0.5, False)],
+)
+def test_the_gate_asks_for_variety_at_likeness_on_held_out_ailments_of_the_field(
+    entropy: float, likeness: float, wins: bool
+) -> None:
+    lines = gate(rival(entropy, likeness))
+    assert [(line["ailment"], line["against"]) for line in lines] == [(HELD_OUT[0], "kohya")]
+    assert lines[0]["wins"] == wins
+
+
+def test_the_detector_is_counted_where_the_truth_is_plain() -> None:
+    ill = {"class": 0.5, "trigger": 0.3}
+    well = {"class": 0.97, "trigger": 0.95}
+    between = {"class": 0.85, "trigger": 0.75}
+    rows = [
+        row(CORE[0], "a", 0, **ill, labels="narrowed trigger-narrowed", first_order=0.25),
+        row(CORE[0], "b", 0, **ill, labels="narrowed", first_order=0.75),
+        row(CORE[0], "c", 0, **well, labels="trigger-narrowed"),
+        row(CORE[0], "d", 0, **between, labels="narrowed"),
+    ]
+    every = detector(rows)[-1]
+    assert every["ailment"] == "all" and every["runs"] == 4
+    assert (every["class_found"], every["class_ill"]) == (2, 2)
+    assert (every["class_false"], every["class_well"]) == (0, 1)
+    assert (every["trigger_found"], every["trigger_ill"]) == (1, 2)
+    assert (every["trigger_false"], every["trigger_well"]) == (1, 1)
+    assert every["guard_first_order"] == 0.5
+
+
+def test_text_and_page_hold_what_was_found(tmp_path: Path) -> None:
+    rows = board(better=0.1) + rival(0.5, 0.9)
+    found = summary(rows)
+    text = as_text(found)
+    assert (
+        "better" in text and "wins 0 of 1" in text and f"not against kohya on {HELD_OUT[0]}" in text
+    )
+    page = write_scoreboard(
+        found,
+        command="variegate bench <b>",
+        sheets=[{"title": "a", "text": "b", "file": tmp_path / "none.png"}],
+        out=tmp_path / "page.html",
+    ).read_text()
+    assert "better" in page and "variegate bench &lt;b&gt;" in page and HELD_OUT[0] in page
+
+
+def test_no_rows_are_no_error(tmp_path: Path) -> None:
+    found = summary([])
+    assert as_text(found).startswith("0 cells")
+    write_scoreboard(found, command="x", sheets=[], out=tmp_path / "page.html")
+
+
+def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
+    import pyarrow.parquet as parquet
+
+    rows = board(better=0.1)[:4]
+    write_table(rows, tmp_path / "rows.parquet")
+    again = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert sorted(again, key=lambda r: r["key"]) == sorted(rows, key=lambda r: r["key"])

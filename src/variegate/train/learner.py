@@ -91,7 +91,7 @@ class Learner:
         for strategy in strategies:
             added = strategy.perturb(added, step)
         noised = schedule.noised(batch.latents, added, batch.timesteps)
-        rows = {"pictures": Rows(noised, batch.timesteps, batch.captions)}
+        rows = {"pictures": Rows(noised, batch.timesteps, batch.captions, batch.frames)}
         rows |= {name: extra.rows for name, extra in beside.items()}
         target = schedule.target(batch.latents, noise, batch.timesteps)
         places = weigh_places(strategies, batch.masks)
@@ -226,6 +226,7 @@ class Learner:
 
     def _ask(self, rows: Rows, words: models.Conditioning) -> Float[Tensor, "b c y x"]:
         device = self.model.device
+        words = words.sized([frame.told if frame else None for frame in rows.frames])
         noised = rows.noised.to(device).contiguous(memory_format=torch.channels_last)
         answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), words)
         return answer.float()

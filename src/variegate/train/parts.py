@@ -38,6 +38,7 @@ def piece(rows: Rows, where: slice) -> Rows:
         noised=rows.noised[where],
         timesteps=rows.timesteps[where],
         prompts=rows.prompts[where],
+        frames=rows.frames[where],
     )
 
 

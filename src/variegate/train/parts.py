@@ -39,6 +39,7 @@ def piece(rows: Rows, where: slice) -> Rows:
         timesteps=rows.timesteps[where],
         prompts=rows.prompts[where],
         frames=rows.frames[where],
+        turns=rows.turns[where],
     )
 
 

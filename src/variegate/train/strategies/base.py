@@ -57,13 +57,15 @@ class Rows:
     """Rows for one call of the network, noised already.
 
     frames: what part of its file's picture each row shows, None for one that comes from no file;
-    empty where none does. Bases that are told of sizes take those for whole pictures.
+    empty where none does. Bases that are told of sizes take those for whole pictures. turns: the
+    step and row of each training picture, None for other rows; empty where there are none.
     """
 
     noised: Float[Tensor, "b c y x"]
     timesteps: Int[Tensor, " b"]
     prompts: list[str]
     frames: list[Frame | None] = field(default_factory=list)
+    turns: list[tuple[int, int] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,13 @@ class Strategy:
 
     needs_masks: the subject's mask is looked for in each picture.
     alters: pictures come in several altered variants.
+    stirs: what is read of captions is changed.
     control: what the guard wants at present.
     """
 
     needs_masks = False
     alters = False
+    stirs = False
     control = Control()
 
     def prepare(self, setting: Setting) -> None:
@@ -147,6 +151,12 @@ class Strategy:
     def caption(self, caption: str, step: int, row: int, seen: Seen) -> str:
         """The caption that this row is trained on at this step."""
         return caption
+
+    def stir(
+        self, embedding: Float[Tensor, "t d"], caption: str, step: int, row: int
+    ) -> Float[Tensor, "t d"]:
+        """What the network reads of this row's caption at this step, where `stirs`."""
+        return embedding
 
     def noise(self, noise: Float[Tensor, "b c y x"], step: int) -> Float[Tensor, "b c y x"]:
         """The noise that is added and is to be found again."""

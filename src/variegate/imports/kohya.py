@@ -67,12 +67,6 @@ def read_dataset(tables: Mapping[str, Any]) -> Imported:
     return imported
 
 
-def clip_skip(imported: Imported, key: str, value: Any) -> None:
-    if whole(value) > 1:
-        raise Unfit("the text encoder's last layer is always used here")
-    imported.taken.append(f"{key} = {show(value)}: as here")
-
-
 def _class_tokens(imported: Imported, key: str, value: Any) -> None:
     """ "zqx dog": kohya writes the trigger before the class."""
     trigger, _, noun = text(value).partition(" ")
@@ -126,12 +120,12 @@ GUI: dict[str, Rule] = {
     "save_every_n_steps": take("checkpoints.every", whole, off=0),
     "save_last_n_steps": leave("checkpoints.keep counts checkpoints, not steps"),
     "train_data_dir": take("images", text),
-    "clip_skip": clip_skip,
-    "noise_offset": leave("noise is not shifted here"),
-    "scale_weight_norms": leave("norms are not clipped here; adapter.dropout, weight decay are"),
+    "clip_skip": take("clip_skip", whole),
+    "noise_offset": take("strategies.noise_offset.amount", off=0),
+    "scale_weight_norms": take("strategies.max_norm.limit", off=0),
     "epoch": leave("counted in steps here, since pictures are not known yet"),
     "max_train_epochs": leave("counted in steps here, since pictures are not known yet"),
-    "reg_data_dir": leave("strategies.stay_near holds the class without pictures of it"),
+    "reg_data_dir": take("strategies.prior_pictures.images", text),
 }
 
 
@@ -144,7 +138,7 @@ DATASET: dict[str, Rule] = {
     "caption_extension": _caption_extension,
     "flip_aug": on_if_true("strategies.flip", {}),
     "caption_dropout_rate": take("strategies.caption_dropout.p", off=0),
-    "shuffle_caption": leave("captions are used as they are written"),
-    "keep_tokens": leave("captions are used as they are written"),
-    "enable_bucket": leave("pictures are cut to squares"),
+    "shuffle_caption": on_if_true("strategies.caption_shuffle", {}),
+    "keep_tokens": leave("strategies.caption_shuffle.keep is its like, 1 where tags are shuffled"),
+    "enable_bucket": on_if_true("strategies.buckets", {}),
 }

@@ -12,10 +12,13 @@ import torch
 from tests.models.ldm import shrink_blueprints, write_single_file
 from tests.tiny import T5_PIECES, t5_tokenizer, write_tiny_sd, write_tiny_sd3
 from tests.train.scenes import tiny_recipe, write_pictures
+from typer.testing import CliRunner
 
+from variegate.cli import app
 from variegate.errors import BaseError
 from variegate.models import load
 from variegate.models.t5 import read_t5_tokenizer
+from variegate.run import Run
 from variegate.train import result, train
 
 PROMPTS = ["an owl at night", "a  red owl!", ""]
@@ -142,3 +145,19 @@ def test_the_recipe_names_the_tokenizer_a_run_reads_with(
     recipe = tiny_recipe(base, pictures, t5_tokenizer=str(forms["spiece folder"]), **asked)
     run = train(recipe, out=tmp_path / "run")
     assert result(run)["step"] == 1
+
+
+def test_the_command_line_says_where_the_tokenizer_lies(
+    forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_sd3(tmp_path / "base")
+    for file in (base / "tokenizer_3").iterdir():
+        file.unlink()
+    monkeypatch.chdir(forms["folder"].parent)
+    learn = ["train", str(write_pictures(tmp_path / "pictures")), "--base", str(base), "--quiet"]
+    learn += ["--t5-tokenizer", "folder", "--out", str(tmp_path / "run"), "--recipe", "subject"]
+    settings = ("optimizer.steps=1", "sampling.sampler=ddim", "probes.every=9", "probes.triples=3")
+    learn += [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(app, learn)
+    assert done.exit_code == 0, done.stderr
+    assert Run.open(tmp_path / "run").recipe.t5_tokenizer == str(forms["folder"])

@@ -63,11 +63,9 @@ class Conditioning:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         """There, and in a dtype but for the sizes, which half precision would round."""
         moved = self._each(lambda part: part.to(device=device))
-        return (
-            moved
-            if dtype is None
-            else replace(moved._each(lambda part: part.to(dtype)), sizes=moved.sizes)
-        )
+        if dtype is None:
+            return moved
+        return replace(moved._each(lambda part: part.to(dtype)), sizes=moved.sizes)
 
     def sized(self, told: Sequence[Sequence[int] | None]) -> Conditioning:
         """The same with sizes of its own for each row that has any (None: as they were); as it is
@@ -92,9 +90,8 @@ class Conditioning:
 class DiffusionModel(ABC):
     """A base model whose parts are frozen and in evaluation mode.
 
-    `name` is what was asked for; `id` tells two models apart by content, wherever they lie.
-    `notes` is what a
-    user of it should be told, such as which text encoders are not there.
+    `name` is what was asked for; `id` tells two models apart by content, wherever they lie. `notes`
+    is what users should be told, such as which text encoders are not there.
     `clip_skip` counts as A1111 does: at 1 the text encoder's last layer is read, at 2 the one
     before it (diffusers' own `clip_skip` is one less, with None for our 1). Latents carry the
     autoencoder's scaling, as the network sees them. Predictions come back in the dtype of the

@@ -53,7 +53,7 @@ def write_tiny_sd(
             unet=_unet(width),
             vae=_kl() if autoencoder == "kl" else _tiny(),
             text_encoder=_text_encoder(width),
-            tokenizer=_tokenizer(folder),
+            tokenizer=write_byte_tokenizer(folder),
             scheduler=_scheduler(prediction, scheduler),
             safety_checker=None,
             feature_extractor=None,
@@ -121,7 +121,9 @@ def _text_config(width: int, **given: Any) -> CLIPTextConfig:
     )
 
 
-def _tokenizer(folder: Path, name: str = "tokenizer", pad: str = "<|endoftext|>") -> CLIPTokenizer:
+def write_byte_tokenizer(
+    folder: Path, name: str = "tokenizer", pad: str = "<|endoftext|>"
+) -> CLIPTokenizer:
     """One token per byte: CLIP's byte alphabet, bare and at a word's end, and no merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [chr(256 + i) for i in range(256 - len(printable))]
@@ -178,8 +180,8 @@ def write_tiny_sdxl(
             vae=_kl(),
             text_encoder=_text_encoder(16),
             text_encoder_2=_projected(24, 12),
-            tokenizer=_tokenizer(folder),
-            tokenizer_2=_tokenizer(folder, "tokenizer_2", pad="!"),
+            tokenizer=write_byte_tokenizer(folder),
+            tokenizer_2=write_byte_tokenizer(folder, "tokenizer_2", pad="!"),
             scheduler=_scheduler(prediction, scheduler),
             force_zeros_for_empty_prompt=force_zeros,
             add_watermarker=False,
@@ -218,8 +220,8 @@ def write_tiny_sd3(
             text_encoder=_projected(12, 12),
             text_encoder_2=_projected(8, 8),
             text_encoder_3=_t5() if t5 else None,
-            tokenizer=_tokenizer(folder),
-            tokenizer_2=_tokenizer(folder, "tokenizer_2", pad="!"),
+            tokenizer=write_byte_tokenizer(folder),
+            tokenizer_2=write_byte_tokenizer(folder, "tokenizer_2", pad="!"),
             tokenizer_3=t5_tokenizer() if t5 else None,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         )
@@ -234,7 +236,7 @@ def _projected(width: int, projection: int) -> CLIPTextModelWithProjection:
 def _t5() -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            vocab_size=100,
+            vocab_size=200,
             d_model=32,
             d_kv=8,
             d_ff=32,
@@ -245,9 +247,10 @@ def _t5() -> T5EncoderModel:
     )
 
 
+T5_PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+T5_PIECES += [(c, -2.0) for c in "▁abcdefghijklmnopqrstuvwxyz"]
+
+
 def t5_tokenizer() -> T5TokenizerFast:
     """One token per letter."""
-    letters = [(c, -2.0) for c in "▁abcdefghijklmnopqrstuvwxyz"]
-    return T5TokenizerFast(
-        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0
-    )
+    return T5TokenizerFast(vocab=T5_PIECES, extra_ids=0)

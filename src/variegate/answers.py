@@ -45,6 +45,26 @@ def audit_text(report: dict[str, Any]) -> str:
     return printable("\n\n".join([head, *told]), keep="\n")
 
 
+def captions_text(document: dict[str, Any]) -> str:
+    """Each picture with what became of its caption, and what is wrong with them all."""
+    rows = document["captions"]
+    names = [row["file"].rpartition("/")[2] for row in rows]
+    width = max(map(len, names))
+    lines = []
+    for name, row in zip(names, rows, strict=True):
+        lines.append(f"{name:{width}}  {row['state']:8}  {row['caption']}")
+        if row["state"] == "kept":
+            lines.append(f"{'':{width}}  {'':8}  there already: {row['existing']}")
+    lines += [f"not opened: {row['fault']}" for row in document["unread"]]
+    told = ["\n".join(lines)]
+    if findings := document["findings"]:
+        listed = [f"{f['what']} ({f['evidence']}). {f['advice']}" for f in findings]
+        told.append(_listed("Findings", listed))
+    if not document["written"]:
+        told.append("Nothing was written; --write does, --force over captions that are there.")
+    return printable("\n\n".join(told), keep="\n")
+
+
 def run_text(document: dict[str, Any]) -> str:
     """Where the run lies, where it stopped and why, and the verdict when there is one."""
     lines = [f"{document['run']}: step {document['step']}, {document['stopped_because']}"]

@@ -34,6 +34,7 @@ FACTS: dict[str, Facts] = {
     "caption_shuffle": Facts("data", "none"),
     "token_dropout": Facts("data", "none"),
     "caption_edits": Facts("data", "none"),
+    "caption_noise": Facts("data", "none"),
     "even_pictures": Facts("data", "one look at each picture, once"),
     "buckets": Facts("data", "none; batches hold one shape"),
     "flip": Facts("data", "none; doubles the cached latents"),

@@ -41,6 +41,7 @@ def measure_adapter(
     out: Path | None = None,
     features: Path | None = None,
     faces: Path | None = None,
+    t5_tokenizer: Path | None = None,
     seed: int = 0,
     say: Say | None = None,
     tell: Callable[[str], None] | None = None,
@@ -52,7 +53,8 @@ def measure_adapter(
     prompt per line; those with the trigger in them are trigger prompts, the others neutral.
     out: where the samples, `verdict.json` and `report.html` stay; None keeps the samples in the
     cache. features: a folder for the first encoder's features, as `measure_features` reads them.
-    faces: a face detector's file, to tell whether faces became alike. tell: hears, before anything
+    faces: a face detector's file, to tell whether faces became alike. t5_tokenizer: as
+    `models.load` takes it. tell: hears, before anything
     is drawn, what the plan can show.
     """
     say = say or silent
@@ -62,8 +64,14 @@ def measure_adapter(
     class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
     eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
     train = ImageSet.read(train_images) if train_images else None
-    model = load_model(base, device=pick_device(), clip_skip=clip_skip_of(learnt.metadata))
+    model = load_model(
+        base,
+        device=pick_device(),
+        clip_skip=clip_skip_of(learnt.metadata),
+        t5_tokenizer=t5_tokenizer,
+    )
     sampling = recipes.read(recipes.default_for(base)).sampling
+    sampling = sampling.model_copy(update={"sampler": model.nearest_sampler(sampling.sampler)})
     if prompts is None:
         plan = prompt_plan(
             class_noun,

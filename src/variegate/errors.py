@@ -7,6 +7,7 @@
     │   ├── BaseError       a base model that cannot be found or read
     │   ├── AdapterError    an adapter file that cannot be read or does not fit
     │   ├── EncoderError    an encoder that cannot be found or does not fit
+    │   ├── CaptionerError  a captioning model that cannot be found or read, or fails
     │   ├── FeaturesError   a table of features that cannot be measured
     │   ├── RunError        a run folder that is missing, foreign or changed
     │   │   └── RunLocked   another process is at work in the folder
@@ -50,6 +51,10 @@ class AdapterError(RequestError):
 
 
 class EncoderError(RequestError):
+    pass
+
+
+class CaptionerError(RequestError):
     pass
 
 

@@ -70,7 +70,12 @@ def _tell_story(
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
-    model = model or load_model(recipe.base, device=pick_device(), clip_skip=recipe.clip_skip)
+    model = model or load_model(
+        recipe.base,
+        device=pick_device(),
+        clip_skip=recipe.clip_skip,
+        t5_tokenizer=recipe.t5_tokenizer,
+    )
     looked = audit(
         pictures,
         trigger=recipe.trigger or None,

@@ -38,12 +38,14 @@ GUI: dict[str, Any] = {
     "scale_weight_norms": 1,
     "mixed_precision": "bf16",
     "gradient_checkpointing": True,
-    "clip_skip": 1,
+    "clip_skip": 2,
+    "reg_data_dir": "/photos/dogs",
     "xformers": "xformers",
 }
 DATASET = """
 [general]
 shuffle_caption = true
+enable_bucket = true
 caption_extension = ".txt"
 flip_aug = true
 
@@ -94,15 +96,21 @@ def test_a_gui_preset_becomes_a_recipe_with_every_key_accounted_for(tmp_path: Pa
         .replace("text encoder's", "text_encoder_lr")
     )
     assert all(key in told for key in GUI)
+    chosen = recipe.strategies
+    assert chosen.noise_offset is not None
+    assert chosen.max_norm is not None
+    assert chosen.prior_pictures is not None
+    assert (chosen.noise_offset.amount, chosen.max_norm.limit) == (0.0357, 1.0)
+    assert (chosen.prior_pictures.images, recipe.clip_skip) == ("/photos/dogs", 2)
     left = " ".join(found.left_out)
-    assert all(key in left for key in ("noise_offset", "scale_weight_norms", "epoch", "xformers"))
+    assert all(key in left for key in ("epoch", "xformers"))
 
 
 def test_the_printed_recipe_can_be_used_as_it_is(tmp_path: Path) -> None:
     file = write(tmp_path, {**GUI, "odd\nkey = 1": "odd\nvalue"})
     done = CliRunner().invoke(app, ["recipe", "--from", str(file)])
     assert done.exit_code == 0
-    assert "# left out: noise_offset = 0.0357" in done.stdout
+    assert "# left out: epoch = 5" in done.stdout
     assert Recipe.build(tomllib.loads(done.stdout)) == read_preset(file).recipe()
 
 
@@ -118,7 +126,8 @@ def test_a_dataset_config_is_taken_over_level_by_level(tmp_path: Path) -> None:
     assert "num_repeats = 10: counted in steps" in left
     assert "is_reg" in left
     assert "/photos/others" in left
-    assert "shuffle_caption" in left
+    assert recipe.strategies.caption_shuffle is not None
+    assert recipe.strategies.buckets is not None
 
 
 def test_onetrainer_names_its_optimizer_in_a_table(tmp_path: Path) -> None:

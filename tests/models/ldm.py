@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from variegate.models.blueprints import BLUEPRINTS, Blueprint
 
 Weights = dict[str, torch.Tensor]
 UNET_TOP = {
@@ -219,3 +222,23 @@ def sd3_transformer(found: Weights) -> Weights:
             copy(f"{side}.mlp.fc1", f"{old}.{own}.net.0.proj")
             copy(f"{side}.mlp.fc2", f"{old}.{own}.net.2")
     return renamed
+
+
+def shrink_blueprints(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have single files read with the settings of tiny folders, by family."""
+    for family, folder in folders.items():
+        real = BLUEPRINTS[family]
+        network = config(folder / ("transformer" if family == "sd3" else "unet"))
+        if family == "sd3":
+            network = {"sample_size": 8, "attention_head_dim": 8}
+        monkeypatch.setitem(
+            BLUEPRINTS,
+            family,
+            Blueprint(
+                real.layout,
+                network,
+                config(folder / "vae"),
+                {part: config(folder / part) for part in real.encoders},
+                real.scheduler,
+            ),
+        )

@@ -163,12 +163,16 @@ def test_sdxl_is_told_the_size_that_is_drawn_or_that_a_picture_had(
         words = model.embed(PROMPTS, pixels=128)
         assert words.sizes is not None
         assert words.sizes.tolist() == [[128, 128, 0, 0, 128, 128]] * 2
-        own = words.sized(torch.tensor([[300.0, 200, 0, 10, 128, 128]] * 2))
+        own = words.sized([(300, 200, 0, 10, 128, 128), None])
+        assert own.sizes is not None
+        assert own.sizes.tolist() == [[300, 200, 0, 10, 128, 128], [128, 128, 0, 0, 128, 128]]
+        assert words.sized([None, None]) is words
         latents, t = torch.ones(2, 4, 8, 8), torch.tensor([7, 700])
         one, other = (model.predict(latents, t, w) for w in (words, own))
-    assert not torch.allclose(one, other)
+    assert not torch.allclose(one[0], other[0])
+    assert torch.equal(one[1], other[1])
     plain = load(str(folders["sd"])).embed(PROMPTS)
-    assert plain.sized(torch.zeros(2, 6)) is plain
+    assert plain.sized([(1, 1, 0, 0, 1, 1)] * 2) is plain
 
 
 def test_conditioning_is_joined_indexed_and_repeated_by_rows(folders: dict[str, Path]) -> None:
@@ -181,7 +185,11 @@ def test_conditioning_is_joined_indexed_and_repeated_by_rows(folders: dict[str, 
     agree(both[[1, 0, 1]], Conditioning.join([both[1], both]))
     agree(both[0].repeat(2), both[[0, 0]])
     assert len(both.repeat(3)) == 6
-    assert both.to("cpu", torch.float16).pooled.dtype == torch.float16  # type: ignore[union-attr]
+    half = both.sized([(1367, 2051, 0, 171, 1024, 1024)] * 2).to("cpu", torch.bfloat16)
+    assert half.pooled is not None
+    assert half.sizes is not None
+    assert half.pooled.dtype == half.embeddings.dtype == torch.bfloat16
+    assert half.sizes[0].tolist() == [1367, 2051, 0, 171, 1024, 1024]  # bf16 would say 1368, 2048
 
 
 def test_every_autoencoder_stays_in_single_precision(folders: dict[str, Path]) -> None:

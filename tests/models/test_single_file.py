@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
-from tests.models.ldm import config, original_unet, write_single_file
+from tests.models.ldm import original_unet, shrink_blueprints, write_single_file
 from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from torch import nn
 from transformers import (
@@ -23,7 +23,7 @@ from transformers import (
 
 from variegate.errors import BaseError
 from variegate.models import load, single_file
-from variegate.models.blueprints import BLUEPRINTS, Blueprint
+from variegate.models.blueprints import BLUEPRINTS
 from variegate.models.single_file import clip_tokenizer
 
 WRITERS: dict[str, Any] = {
@@ -42,22 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def tiny_blueprints(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for family, folder in folders.items():
-        real = BLUEPRINTS[family]
-        network = config(folder / ("transformer" if family == "sd3" else "unet"))
-        if family == "sd3":
-            network = {"sample_size": 8, "attention_head_dim": 8}
-        monkeypatch.setitem(
-            BLUEPRINTS,
-            family,
-            Blueprint(
-                real.layout,
-                network,
-                config(folder / "vae"),
-                {part: config(folder / part) for part in real.encoders},
-                real.scheduler,
-            ),
-        )
+    shrink_blueprints(folders, monkeypatch)
 
 
 @pytest.mark.parametrize("family", WRITERS)
@@ -111,15 +96,27 @@ def test_what_a_file_of_sd2_predicts_is_told_from_it(
     assert (model.schedule.prediction, model.resolution) == expected
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"extra": {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}},
+        {"metadata": {"v_pred": "", "ztsnr": "true"}},
+        {"metadata": {"modelspec.prediction_type": "v"}, "extra": {"ztsnr": torch.tensor([])}},
+    ],
+    ids=["keys", "header", "modelspec"],
+)
 def test_sdxl_with_v_and_zero_terminal_snr_is_told_by_its_keys(
-    folders: dict[str, Path], tmp_path: Path
+    more: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
-    file = write_single_file(folders["sdxl"], tmp_path / "b.safetensors", "sdxl", extra=marks)
+    file = write_single_file(folders["sdxl"], tmp_path / "b.safetensors", "sdxl", **more)
     model = load(str(file))
     assert model.schedule.prediction == "v_prediction"
     assert float(model.schedule.alpha_bar[-1]) == 0
     assert model.sampler("ddim").config.timestep_spacing == "trailing"
+    said = {"metadata": {"v_pred": "false", "ztsnr": "no"}}
+    plain = load(str(write_single_file(folders["sdxl"], file, "sdxl", **said)))
+    assert plain.schedule.prediction == "epsilon"
+    assert float(plain.schedule.alpha_bar[-1]) > 0
 
 
 def test_text_encoders_beside_a_file_of_sd3_are_found(

@@ -57,6 +57,7 @@ EVERYTHING: dict[str, Any] = {
     "caption_shuffle": {},
     "token_dropout": {"unit": "word"},
     "caption_edits": {},
+    "caption_noise": {},
     "even_pictures": {},
     "buckets": {"multiple": 16},
 }

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from variegate.bench import world
 from variegate.recipe import Recipe
-from variegate.train.strategies import Frame, Shot, Strategy, cook
+from variegate.train.frame import Frame
+from variegate.train.strategies import Shot, Strategy, cook
 from variegate.train.strategies.affine import warp
 from variegate.train.strategies.colour import recolour
 from variegate.train.strategies.crop import hold

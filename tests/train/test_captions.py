@@ -8,8 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from tests.tiny import write_tiny_sd
+from tests.train.scenes import tiny_recipe, write_pictures
 
+from variegate.models import load
 from variegate.recipe import Recipe
+from variegate.train import train
 from variegate.train.strategies import Seen, Setting, Strategy, cook
 from variegate.train.strategies.caption_edits import whole_words
 
@@ -91,6 +96,52 @@ def test_edits_add_or_replace_one_known_word_and_never_the_triggers() -> None:
     assert lengths[0] == pytest.approx(100, abs=30)
     changed = [c != caption for c in told(one("caption_edits", p=0.3), caption, 400)]
     assert sum(changed) == pytest.approx(120, abs=35)
+
+
+def test_noise_is_a_share_of_the_embeddings_spread_by_address_and_spares_the_empty_caption() -> (
+    None
+):
+    strategy = one("caption_noise", amount=0.2)
+    read = 3.0 * torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) + 5
+    first = strategy.stir(read, "a zqx", 1, 0)
+    assert float((first - read).std()) == pytest.approx(0.2 * float(read.std()), rel=0.1)
+    assert torch.equal(first, strategy.stir(read, "a zqx", 1, 0))
+    for step, row in ((1, 1), (2, 0)):
+        assert not torch.allclose(first, strategy.stir(read, "a zqx", step, row))
+    assert strategy.stir(read, "", 1, 0) is read
+
+
+def test_noise_reaches_the_pictures_rows_alone_in_parts_as_at_once(tmp_path: Path) -> None:
+    """Rows beside the pictures, the base and what is watched read captions as they are."""
+    model = load(str(write_tiny_sd(tmp_path / "base")))
+    pictures = write_pictures(tmp_path / "pictures")
+    heard: dict[Any, list[torch.Tensor]] = {}
+    predict = model.predict
+
+    def noting(latents: Any, timesteps: Any, words: Any) -> Any:
+        heard[way].append(words.embeddings.detach())
+        return predict(latents, timesteps, words)
+
+    model.predict = noting
+    for way in ("plain", "noisy", "in parts"):
+        heard[way] = []
+        strategies: dict[str, Any] = {"stay_near": {"batch_size": 1}}
+        recipe = tiny_recipe(
+            tmp_path / "base",
+            pictures,
+            strategies=strategies | ({} if way == "plain" else {"caption_noise": {}}),
+            optimizer={"steps": 1, "micro_batch": 1 if way == "in parts" else None},
+            probes={"every": 1, "triples": 3},
+        )
+        train(recipe, out=tmp_path / way, model=model)
+    plain, noisy, parts = (heard[way] for way in ("plain", "noisy", "in parts"))
+    changed = [i for i, (a, b) in enumerate(zip(plain, noisy, strict=True)) if not a.equal(b)]
+    assert len(changed) == 1
+    told, own = noisy[changed[0]], plain[changed[0]]
+    assert [bool((a != b).any()) for a, b in zip(told, own, strict=True)] == [True, True, False]
+    rows = torch.cat([call for call in parts if len(call) == 1])
+    for row in told[:2]:
+        assert any(torch.allclose(row, other, atol=1e-5) for other in rows)
 
 
 def test_words_to_insert_are_whole_and_not_the_trigger() -> None:

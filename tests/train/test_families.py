@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from tests.train.scenes import EVERYTHING, tiny_recipe, write_pictures
+from torch import Tensor
 
 from variegate import formats, seeds
 from variegate.errors import BaseError, RecipeError
 from variegate.models import load
-from variegate.recipe import SamplingPlan
+from variegate.recipe import Flip, SamplingPlan
 from variegate.sample import Request, sample
 from variegate.train import result, resume, train
 from variegate.train.checkpoint import latest_checkpoint
+from variegate.train.data import Latents
+from variegate.train.frame import Frame
+from variegate.train.strategies.flip import MirrorPictures
 
 WRITERS: dict[str, Any] = {"sdxl": write_tiny_sdxl, "sd3": write_tiny_sd3}
 
@@ -127,6 +133,127 @@ def test_a_flow_is_trained_on_its_own_levels_towards_noise_less_picture(
     clean = (noised - sigma * noise) / (1 - sigma)
     loss = (answer - (noise - clean)).square().mean()
     assert run.read_journal("step")[0]["loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+PHOTOS = ((100, 60), (60, 100), (200, 80), (64, 64))  # width, height
+
+
+def write_photos(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, (width, height) in enumerate(PHOTOS):
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def heard(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[list[float]]]]:
+    """The timesteps and sizes of every call of the network from here on."""
+    calls: list[tuple[Tensor, list[list[float]]]] = []
+    predict = model.predict
+
+    def noting(latents: Any, timesteps: Any, words: Any) -> Any:
+        calls.append((timesteps.clone(), words.sizes.tolist()))
+        return predict(latents, timesteps, words)
+
+    monkeypatch.setattr(model, "predict", noting)
+    return calls
+
+
+def test_each_row_is_told_its_own_picture_as_diffusers_training_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle of a picture resized to 64 on its short side: original size, corner, target, in
+    the order and type of the pipeline's own `_get_add_time_ids`; mirrored, the corner moves."""
+    base = write_tiny_sdxl(tmp_path / "base")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(base)
+    theirs = {}
+    for i, (width, height) in enumerate(PHOTOS):
+        short = min(width, height)
+        scaled = tuple(round(side * 64 / short) for side in (height, width))
+        for mirrored in (False, True):
+            top, left = ((side - 64) // 2 for side in scaled)
+            left = scaled[1] - 64 - left if mirrored else left
+            ids = pipeline._get_add_time_ids(
+                (height, width), (top, left), (64, 64), torch.float32, 12
+            )
+            theirs[f"{i}.png", mirrored] = ids[0].tolist()
+    assert len({tuple(ids) for ids in theirs.values()}) > len(PHOTOS)
+    recipe = tiny_recipe(
+        base,
+        write_photos(tmp_path / "photos"),
+        strategies={"flip": {}, "stay_near": {"batch_size": 1}},
+        optimizer={"steps": 6},
+        held_out={"share": 0},
+        probes={"every": 99, "triples": 3},
+    )
+    model = load(str(base))
+    calls = heard(model, monkeypatch)
+    told = list[tuple[float, ...]]()
+    deal = Latents.batch
+
+    def noting(self: Latents, examples: Any, step: int) -> Any:
+        batch = deal(self, examples, step)
+        mirrored = [MirrorPictures(Flip(), recipe).mirrors(step, row) for row in range(2)]
+        expected = [theirs[key] for key in zip(batch.keys, mirrored, strict=True)]
+        told.extend(map(tuple, expected))
+        before = len(calls)
+        heard_now.append((before, batch.timesteps, expected))
+        return batch
+
+    heard_now: list[tuple[int, Tensor, list[list[float]]]] = []
+    monkeypatch.setattr(Latents, "batch", noting)
+    train(recipe, out=tmp_path / "run", model=model)
+    whole = [64.0, 64, 0, 0, 64, 64]
+    for first, timesteps, expected in heard_now:
+        base_call, call = calls[first : first + 2]
+        assert base_call[1] == [whole]  # the base, silenced, of pure noise
+        assert torch.equal(call[0][:2], timesteps)
+        assert call[1] == [*expected, whole]
+    assert len(set(told)) > 3
+
+
+def test_shapes_crops_and_class_pictures_are_told_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, photos = write_tiny_sdxl(tmp_path / "base"), write_photos(tmp_path / "photos")
+    recipe = tiny_recipe(
+        base,
+        photos,
+        strategies={
+            "buckets": {"multiple": 16},
+            "crop": {"p": 1.0},
+            "prior_pictures": {"images": str(photos), "batch_size": 2},
+        },
+        optimizer={"steps": 6},
+        held_out={"share": 0},
+        probes={"every": 99, "triples": 4},
+    )
+    model = load(str(base))
+    calls = heard(model, monkeypatch)
+    train(recipe, out=tmp_path / "run", model=model)
+    rows = {tuple(row) for _, sizes in calls for row in sizes}
+    originals, targets = {row[:2] for row in rows}, {row[4:] for row in rows}
+    assert originals == {(height, width) for width, height in PHOTOS} | {(64, 64)}
+    assert {(64, 64), (48, 80), (80, 48)} <= targets
+    assert len({row[2:4] for row in rows}) > 8  # a crop has a corner of its own
+    for height, width, top, left, *size in rows:
+        assert top >= 0
+        assert left >= 0
+        assert min(height, width, *size) > 0
+
+
+def test_pictures_of_other_crops_are_answered_otherwise(tmp_path: Path) -> None:
+    model = load(str(write_tiny_sdxl(tmp_path / "base")))
+    wide, tall = (Frame((60, 100), s, c, (64, 64)) for s, c in WIDE_AND_TALL)
+    latents, t = torch.ones(2, 4, 8, 8), torch.tensor([7, 7])
+    with torch.no_grad():
+        words = model.embed(["a zqx"] * 2).sized([wide.told, tall.told])
+        one, other = model.predict(latents, t, words)
+    assert not torch.allclose(one, other)
+
+
+WIDE_AND_TALL = (((64, 107), (0, 21)), ((107, 64), (21, 0)))
 
 
 def test_clip_skip_is_part_of_what_a_run_stands_on(images: Path, tmp_path: Path) -> None:

@@ -242,6 +242,25 @@ def test_averages_are_what_they_say(on: Attached) -> None:
     assert float(on.adapter(factors=other).layers[name.removesuffix(".down")].down.mean()) == 3.5
 
 
+def test_a_half_life_in_pictures_means_the_same_at_any_batch(on: Attached) -> None:
+    """After as many pictures the first state counts half, in one step or in eight."""
+    name, factor = next(iter(on.named_parameters()))
+    for size in (1, 8):
+        tables = {"ema": {"half_life": 8, "warmup": False}}
+        recipe = Recipe.build({"strategies": tables, "optimizer": {"batch_size": size}})
+        ema = cook(recipe)["ema"]
+        with torch.no_grad():
+            factor.fill_(1.0)
+        ema.moved(on, 1)
+        with torch.no_grad():
+            factor.zero_()
+        for step in range(2, 2 + 8 // size):
+            ema.moved(on, step)
+        average = ema.final()
+        assert average is not None
+        assert float(average[name].mean()) == pytest.approx(0.5)
+
+
 def test_two_averages_cannot_both_be_the_adapter() -> None:
     with pytest.raises(RecipeError, match="ema and swa"):
         Recipe.build({"strategies": {"ema": {}, "swa": {}}})

@@ -17,7 +17,7 @@ from jaxtyping import Float, Real
 from torch import Tensor
 
 from variegate.diffusion import NoiseSchedule
-from variegate.models.samplers import noise_schedule, sampler
+from variegate.models.samplers import nearest_sampler, noise_schedule, sampler
 
 Family = Literal["sd1", "sd2", "sdxl", "sd3"]
 
@@ -61,13 +61,22 @@ class Conditioning:
         return self._each(Tensor.detach)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        return self._each(lambda part: part.to(device=device, dtype=dtype))
+        """There, and in a dtype but for the sizes, which half precision would round."""
+        moved = self._each(lambda part: part.to(device=device))
+        if dtype is None:
+            return moved
+        return replace(moved._each(lambda part: part.to(dtype)), sizes=moved.sizes)
 
-    def sized(self, sizes: Float[Tensor, "b 6"]) -> Conditioning:
-        """The same with a size of its own for each row; as it is where the family reads none."""
-        if self.sizes is None:
+    def sized(self, told: Sequence[Sequence[int] | None]) -> Conditioning:
+        """The same with sizes of its own for each row that has any (None: as they were); as it is
+        where none has or the family reads none."""
+        if self.sizes is None or not any(row is not None for row in told):
             return self
-        return replace(self, sizes=sizes.to(self.sizes))
+        sizes = self.sizes.clone()
+        for i, row in enumerate(told):
+            if row is not None:
+                sizes[i] = torch.tensor(row, dtype=sizes.dtype)
+        return replace(self, sizes=sizes)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         return Conditioning(
@@ -81,7 +90,8 @@ class Conditioning:
 class DiffusionModel(ABC):
     """A base model whose parts are frozen and in evaluation mode.
 
-    `name` is what was asked for; `id` tells two models apart by content, wherever they lie.
+    `name` is what was asked for; `id` tells two models apart by content, wherever they lie. `notes`
+    is what users should be told, such as which text encoders are not there.
     `clip_skip` counts as A1111 does: at 1 the text encoder's last layer is read, at 2 the one
     before it (diffusers' own `clip_skip` is one less, with None for our 1). Latents carry the
     autoencoder's scaling, as the network sees them. Predictions come back in the dtype of the
@@ -98,6 +108,7 @@ class DiffusionModel(ABC):
     dtype: torch.dtype
     pocket: bool = False
     clip_skip: int = 1
+    notes: tuple[str, ...] = ()
     schedule: NoiseSchedule = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,6 +142,10 @@ class DiffusionModel(ABC):
         Raises: BaseError when this base cannot be sampled so.
         """
         return sampler(kind, self.scheduler_config, where=self.name)
+
+    def nearest_sampler(self, kind: str) -> str:
+        """The kind itself, or "euler" where this base, being a flow, cannot follow it."""
+        return nearest_sampler(kind, self.scheduler_config)
 
     @property
     def latent_channels(self) -> int:

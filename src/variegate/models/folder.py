@@ -41,6 +41,7 @@ class Part:
 UNET = Part(DIFFUSERS_STEM, ("UNet2DConditionModel",))
 VAE = Part(DIFFUSERS_STEM, ("AutoencoderKL", "AutoencoderTiny"))
 CLIP, CLIP_PROJECTED = ("CLIPTextModel",), ("CLIPTextModelWithProjection",)
+T5 = ("T5EncoderModel",)
 LAYOUTS: dict[str, dict[str, Part]] = {
     "sd": {
         "unet": UNET,
@@ -58,7 +59,7 @@ LAYOUTS: dict[str, dict[str, Part]] = {
         "vae": VAE,
         "text_encoder": Part(TRANSFORMERS_STEM, CLIP_PROJECTED, "tokenizer", True),
         "text_encoder_2": Part(TRANSFORMERS_STEM, CLIP_PROJECTED, "tokenizer_2", True),
-        "text_encoder_3": Part(TRANSFORMERS_STEM, ("T5EncoderModel",), "tokenizer_3", True),
+        "text_encoder_3": Part(TRANSFORMERS_STEM, T5, "tokenizer_3", True),
     },
 }
 PIPELINES = {
@@ -105,14 +106,18 @@ class ModelFolder:
     fingerprint: str
 
 
-def open_folder(path: Path) -> ModelFolder:
-    """The checked folder; BaseError says all that is wrong with it."""
+def open_folder(path: Path, t5_tokenizer: Path | None = None) -> ModelFolder:
+    """The checked folder; BaseError says all that is wrong with it.
+
+    t5_tokenizer: where T5's is; None: in the folder itself.
+    """
     index = _read_json(path / "model_index.json")
     layout = _layout_of(path, index)
     parts, faults = _parts(index, layout)
     for name, part in parts.items():
         faults += _config_faults(path, name)
-        faults += _tokenizer_faults(path, part) if part.tokenizer else []
+        elsewhere = part.classes == T5 and t5_tokenizer is not None
+        faults += _tokenizer_faults(path, part) if part.tokenizer and not elsewhere else []
         faults += _weight_faults(path, name, part)
     if not (path / "scheduler" / "scheduler_config.json").is_file():
         faults.append("scheduler/scheduler_config.json is missing")
@@ -265,7 +270,7 @@ def _tokenizer_faults(path: Path, part: Part) -> list[str]:
     pair = (home / "vocab.json").is_file() and (home / "merges.txt").is_file()
     if pair or (home / "tokenizer.json").is_file():
         return []
-    if part.classes == ("T5EncoderModel",):
+    if part.classes == T5:
         if (home / "spiece.model").is_file():
             return []
         return [f"{part.tokenizer}: expected tokenizer.json or spiece.model; found neither"]

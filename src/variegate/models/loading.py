@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5EncoderModel,
-    T5TokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -36,6 +36,7 @@ from variegate.models.sd import StableDiffusion
 from variegate.models.sd3 import StableDiffusion3
 from variegate.models.sdxl import StableDiffusionXL
 from variegate.models.single_file import open_single, read_single
+from variegate.models.t5 import digest_t5_tokenizer, find_t5_tokenizer, read_t5_tokenizer
 
 CLASSES: dict[str, Any] = {
     "UNet2DConditionModel": UNet2DConditionModel,
@@ -52,6 +53,9 @@ MODELS: dict[str, Any] = {
     "sd3": StableDiffusion3,
 }
 SD2_WIDTH = 1024
+SD3_ENCODERS = {"text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G", "text_encoder_3": "T5"}
+
+_log = logging.getLogger(__name__)
 
 
 def load(
@@ -60,26 +64,37 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     clip_skip: int = 1,
+    t5_tokenizer: str | Path | None = None,
 ) -> DiffusionModel:
     """The base behind "pocket", a diffusers folder, a .safetensors checkpoint, or a hub name of the
     form owner/name.
 
     clip_skip: as A1111 counts, 1 for the text encoder's own last layer; see `DiffusionModel`.
+    t5_tokenizer: a folder, tokenizer.json or spiece.model for the third text encoder of SD 3; None:
+    the folder tokenizer_3 in the base's folder or beside its file.
 
     Raises: BaseError when it is missing, incomplete, a pickle, or of another family.
     """
     path, name = locate(str(name_or_path)), str(name_or_path)
+    told = find_t5_tokenizer(Path(t5_tokenizer).expanduser()) if t5_tokenizer else None
     options: dict[str, Any] = {}
     if path.is_file():
-        file = open_single(path)
+        file = open_single(path, told)
         layout, fingerprint = file.blueprint.layout, file.fingerprint
         parts, config = read_single(file, dtype)
-        if "text_encoder_3" in parts:
-            parts["tokenizer_3"] = read_tokenizer(path.parent / "tokenizer_3", T5TokenizerFast)
     else:
-        folder = open_folder(path)
+        folder = open_folder(path, told)
         layout, fingerprint, config = folder.layout, folder.fingerprint, folder.scheduler_config
         parts, options = _read_parts(folder, dtype), _options(folder)
+    if "text_encoder_3" in parts:
+        home = path.parent if path.is_file() else path
+        parts["tokenizer_3"] = read_t5_tokenizer(told or home / "tokenizer_3")
+    elif told:
+        raise BaseError(
+            f"T5's tokenizer is given ({told}), but base model {name} has no T5 text encoder to "
+            "read with it; leave it out, or name a base that has one"
+        )
+    fingerprint += f"-t5{digest_t5_tokenizer(told)}" if told else ""
     _check_fit(name, layout, parts)
     _check_skip(name, parts, clip_skip)
     for part in parts.values():
@@ -94,10 +109,23 @@ def load(
         device=torch.device(device),
         dtype=dtype,
         clip_skip=clip_skip,
+        notes=_notes(name, layout, parts),
         **parts,
         **options,
     )
+    for note in model.notes:
+        _log.warning("%s", note)
     return model
+
+
+def _notes(name: str, layout: str, parts: dict[str, Any]) -> tuple[str, ...]:
+    missing = [told for part, told in SD3_ENCODERS.items() if part not in parts]
+    if layout != "sd3" or not missing:
+        return ()
+    return (
+        f"base model {name} is read without {' and '.join(missing)}: what it would have said is "
+        "zeros, as in a part of the base's own training",
+    )
 
 
 def _family(layout: str, parts: dict[str, Any]) -> Family:
@@ -121,16 +149,15 @@ def _read_parts(folder: ModelFolder, dtype: torch.dtype) -> dict[str, Any]:
             # Autoencoders overflow or smear in half precision, and are small.
             own = torch.float32 if name == "vae" else dtype
             parts[name] = _read_weights(folder, name, own)
-            if part.tokenizer:
-                kind = T5TokenizerFast if name == "text_encoder_3" else CLIPTokenizer
-                parts[part.tokenizer] = read_tokenizer(folder.path / part.tokenizer, kind)
+            if part.tokenizer and name != "text_encoder_3":
+                parts[part.tokenizer] = _read_tokenizer(folder.path / part.tokenizer)
     return parts
 
 
-def read_tokenizer(home: Path, kind: Any) -> Any:
-    """Raises: BaseError when the folder holds none that can be read."""
+def _read_tokenizer(home: Path) -> Any:
+    """CLIP's. Raises: BaseError when the folder holds none that can be read."""
     try:
-        return kind.from_pretrained(str(home), local_files_only=True)
+        return CLIPTokenizer.from_pretrained(str(home), local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BaseError(
             f"{home.parent}: its tokenizer cannot be read from {home.name}: {error}"
@@ -222,6 +249,10 @@ def _sd3_faults(parts: dict[str, Any]) -> list[str]:
     if "text_encoder_3" in parts and parts["text_encoder_3"].config.d_model != width:
         given = parts["text_encoder_3"].config.d_model
         faults.append(f"the transformer reads embeddings of {width}, T5 gives {given}")
+    if "text_encoder_3" in parts:
+        ids, known = len(parts["tokenizer_3"]), parts["text_encoder_3"].config.vocab_size
+        if ids > known:
+            faults.append(f"T5 knows {known} tokens, its tokenizer gives {ids}")
     return faults
 
 

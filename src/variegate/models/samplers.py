@@ -99,6 +99,11 @@ def sampler(kind: str, scheduler_config: dict[str, Any], *, where: str = "model"
     return _scheduler(SAMPLERS[kind], settings)
 
 
+def nearest_sampler(kind: str, scheduler_config: dict[str, Any]) -> str:
+    """The kind itself, or "euler" where a flow cannot follow it: for plans that nobody chose."""
+    return "euler" if _is_flow(scheduler_config) and kind not in FLOW_SAMPLERS else kind
+
+
 @contextmanager
 def diffusers_warnings_off() -> Iterator[None]:
     """Keep still what diffusers' schedulers do to numpy: their tensors go over in a way that

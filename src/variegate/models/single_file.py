@@ -4,7 +4,7 @@ The family is told by the keys; nothing is fetched. The weights are renamed by d
 converters, the settings are in `blueprints.py`, and CLIP's vocabulary lies beside this file. What a
 file of SD 3 lacks of its text encoders is looked for beside it, under the names they are published
 by: clip_l.safetensors, clip_g.safetensors, t5xxl*.safetensors, there or in text_encoders/; T5's
-tokenizer as a folder tokenizer_3.
+tokenizer as a folder tokenizer_3, unless its place is told.
 """
 
 from __future__ import annotations
@@ -84,8 +84,11 @@ class SingleFile:
         return BLUEPRINTS[self.family]
 
 
-def open_single(path: Path) -> SingleFile:
-    """The checked file; BaseError says what is wrong with it, or whose it is."""
+def open_single(path: Path, t5_tokenizer: Path | None = None) -> SingleFile:
+    """The checked file; BaseError says what is wrong with it, or whose it is.
+
+    t5_tokenizer: where T5's is; None: in the folder tokenizer_3 beside the file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             keys = frozenset(file.keys())
@@ -111,10 +114,12 @@ def open_single(path: Path) -> SingleFile:
             "it holds no text encoder, and none of clip_l.safetensors, clip_g.safetensors and "
             "t5xxl*.safetensors lies beside it or in text_encoders/"
         )
-    if "text_encoder_3" in encoders | set(beside) and not (path.parent / "tokenizer_3").is_dir():
+    home = t5_tokenizer or path.parent / "tokenizer_3"
+    if "text_encoder_3" in encoders | set(beside) and not home.exists():
         faults.append(
-            f"T5 is there, its tokenizer is not; expected the folder {path.parent / 'tokenizer_3'} "
-            "(tokenizer_3 of the diffusers form of Stable Diffusion 3), or a file without T5"
+            f"T5 is there, its tokenizer is not; expected it in {home} (tokenizer_3 of the "
+            "diffusers form of Stable Diffusion 3); say where it is (--t5-tokenizer PATH, "
+            "t5_tokenizer in a recipe), or take a file without T5"
         )
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
@@ -249,21 +254,26 @@ def _scheduler(file: SingleFile, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The family's noise schedule, and what the file says of it.
 
     v-prediction and zero terminal SNR are told by the keys v_pred and ztsnr, which finetuners put
-    there, or by ModelSpec's prediction_type; SD 2 without a word, by the spread of one bias, which
-    is above 0.09 in the v models (ComfyUI `comfy/supported_models.py`).
+    there or in the header, or by ModelSpec's prediction_type; SD 2 without a word, by the spread of
+    one bias, which is above 0.09 in the v models (ComfyUI `comfy/supported_models.py`).
     """
     settings = dict(file.blueprint.scheduler)
     if file.family == "sd3":
         return settings
     said = file.metadata.get("modelspec.prediction_type", "").lower()
-    v = "v_pred" in file.keys or said in ("v", "v_prediction", "v-prediction")
+    v = _marked(file, "v_pred") or said in ("v", "v_prediction", "v-prediction")
     if file.family == "sd2" and not v and not said and V_MARK in tensors:
         v = float(tensors[V_MARK].float().std(correction=0)) > V_SPREAD
     if v:
         settings["prediction_type"] = "v_prediction"
-    if "ztsnr" in file.keys:
+    if _marked(file, "ztsnr"):
         settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return settings
+
+
+def _marked(file: SingleFile, mark: str) -> bool:
+    """Whether an empty weight of this name, or an entry of the header, says so."""
+    return mark in file.keys or file.metadata.get(mark, "no").lower() not in ("no", "false", "0")
 
 
 def _transformer(file: SingleFile, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:

@@ -54,6 +54,14 @@ class CaptionEdits(Entry):
     replaced: float = Field(0.5, ge=0, le=1, description="share replaced; the rest is added")
 
 
+class CaptionNoise(Entry):
+    """Add a little Gaussian noise to what is read of captions (arXiv 2305.20086)."""
+
+    amount: float = Field(
+        0.1, gt=0, le=1, description="its standard deviation, as a share of the embedding's own"
+    )
+
+
 class EvenPictures(Entry):
     """Let pictures that are one picture twice share one vote, taking turns."""
 
@@ -247,6 +255,9 @@ class EMA(Entry):
     """Keep a running average of the factors, and give that as the adapter."""
 
     decay: float = Field(0.99, gt=0, lt=1)
+    half_life: int | None = Field(
+        None, ge=1, description="pictures until a state counts half, in decay's place"
+    )
     warmup: bool = Field(True, description="decay min(decay, (1 + step) / (10 + step))")
 
 
@@ -273,6 +284,7 @@ class Strategies(Entry):
     caption_shuffle: CaptionShuffle | None = None
     token_dropout: TokenDropout | None = None
     caption_edits: CaptionEdits | None = None
+    caption_noise: CaptionNoise | None = None
     even_pictures: EvenPictures | None = None
     buckets: Buckets | None = None
     flip: Flip | None = None

@@ -44,6 +44,11 @@ class Recipe(Entry):
     clip_skip: int = Field(
         1, ge=1, description="text encoder's layer from the end, as A1111 counts; 1: its last"
     )
+    t5_tokenizer: str | None = Field(
+        None,
+        description="folder, tokenizer.json or spiece.model for T5 of Stable Diffusion 3; "
+        "None: tokenizer_3, in the base's folder or beside its file",
+    )
     resolution: int | None = Field(None, ge=32, description="None: the base's own")
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     variants: int = Field(16, ge=1, description="altered variants kept of each picture")

@@ -210,6 +210,10 @@ STRATEGIES: dict[str, tuple[str, str]] = {
         "Stray words",
         "A random word is put into some captions, so that no caption is the key to one picture.",
     ),
+    "caption_noise": (
+        "Blurred words",
+        "Captions read a little differently each time, so that none is the key to one picture.",
+    ),
     "even_pictures": (
         "One picture, one vote",
         "Copies of a picture take turns, so that it does not count more than the others.",

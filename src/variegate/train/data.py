@@ -30,12 +30,13 @@ from variegate.models import Conditioning
 from variegate.recipe import Recipe
 from variegate.train.attention import attention_map
 from variegate.train.budget import budget_note
+from variegate.train.frame import Frame, cut_middle
 from variegate.train.latent_cache import LatentCache
 from variegate.train.masks import find_masks, mask_from_map, plausible
 from variegate.train.paint import ground_colour
 from variegate.train.segmenter import open_segmenter
 from variegate.train.split import split
-from variegate.train.strategies import Frame, Seen, Shot, Strategy
+from variegate.train.strategies import Seen, Shot, Strategy
 from variegate.train.strategies.buckets import nearest_shape, shapes
 from variegate.train.strategies.even_pictures import look_at, votes
 from variegate.train.turns import Card, Turns
@@ -303,16 +304,21 @@ def deal(examples: Sequence[Example], *, size: int, seed: int) -> Turns:
     return Turns([decks[shape] for shape in sorted(decks)], size=size, seed=seed)
 
 
-def stack_common(latents: Sequence[Float[Tensor, "c _ _"]]) -> Float[Tensor, "b c y x"]:
-    """Latents of several sizes as one stack of their middles, for what compares them."""
-    y, x = (min(latent.shape[axis] for latent in latents) for axis in (1, 2))
-    tops = [((latent.shape[1] - y) // 2, (latent.shape[2] - x) // 2) for latent in latents]
-    return torch.stack(
-        [
-            latent[:, top : top + y, left : left + x]
-            for latent, (top, left) in zip(latents, tops, strict=True)
-        ]
-    )
+def stack_common(
+    pictures: Sequence[Encoded],
+) -> tuple[Float[Tensor, "b c y x"], list[Frame | None]]:
+    """Latents of several sizes as one stack of their middles, for what compares them; and what part
+    of its file each then shows."""
+    y, x = (min(picture.latent.shape[axis] for picture in pictures) for axis in (1, 2))
+    middles, frames = list[Tensor](), list[Frame | None]()
+    for latent, _, _, frame in pictures:
+        top, left = (latent.shape[1] - y) // 2, (latent.shape[2] - x) // 2
+        middles.append(latent[:, top : top + y, left : left + x])
+        if frame is not None:
+            scale = frame.size[0] // latent.shape[1]
+            frame = frame.window(*(scale * n for n in (top, left, y, x)))
+        frames.append(frame)
+    return torch.stack(middles), frames
 
 
 def caption_of(picture: Picture, recipe: Recipe, *, pocket: bool) -> str:
@@ -361,7 +367,8 @@ def _cut(
         except ImagesError as error:
             faults.append(str(error))
             continue
-        cuts.append(_fit(image, nearest_shape((image.height, image.width), known)))
+        shape = nearest_shape((image.height, image.width), known)
+        cuts.append(_Cut(*cut_middle(image, shape)))
         looks += [look_at(image)] if evens else []
         if max(image.size) > LARGEST_RATIO * min(image.size):
             long.append(picture.key)
@@ -375,7 +382,7 @@ def _cut(
     for i, picture in enumerate(images):
         size = cuts[first[i]].frame.size
         if cuts[i].frame.size != size:  # copies of other shapes go where their family is
-            cuts[i] = _fit(picture.open(), size)
+            cuts[i] = _Cut(*cut_middle(picture.open(), size))
     notes = _bucket_notes(cuts, recipe.optimizer.batch_size) if buckets else []
     if evens:
         notes.append(
@@ -387,22 +394,6 @@ def _cut(
             f"{long[0]!r}; only their middle is seen"
         )
     return cuts, first, notes
-
-
-def _fit(image: Image.Image, size: tuple[int, int]) -> _Cut:
-    """The middle of a picture at a size (height, width), as much of it as fits."""
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    scaled = (round(image.height * scale), round(image.width * scale))
-    return _Cut(
-        ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS),
-        Frame(
-            original=(image.height, image.width),
-            scaled=scaled,
-            corner=((scaled[0] - height) // 2, (scaled[1] - width) // 2),
-            size=size,
-        ),
-    )
 
 
 def _bucket_notes(cuts: Sequence[_Cut], batch_size: int) -> list[str]:

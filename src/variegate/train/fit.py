@@ -81,7 +81,13 @@ def load_base(recipe: Recipe) -> Any:
     """The base on the best device, its frozen weights in the precision that the run works in."""
     device = models.pick_device()
     dtype = DTYPES[precision_of(recipe, device)]
-    return models.load(recipe.base, device=device, dtype=dtype, clip_skip=recipe.clip_skip)
+    return models.load(
+        recipe.base,
+        device=device,
+        dtype=dtype,
+        clip_skip=recipe.clip_skip,
+        t5_tokenizer=recipe.t5_tokenizer,
+    )
 
 
 def precision_of(recipe: Recipe, device: str | torch.device) -> Precision:

@@ -91,7 +91,8 @@ class Learner:
         for strategy in strategies:
             added = strategy.perturb(added, step)
         noised = schedule.noised(batch.latents, added, batch.timesteps)
-        rows = {"pictures": Rows(noised, batch.timesteps, batch.captions)}
+        turns: list[tuple[int, int] | None] = [(step, row) for row in range(len(batch.keys))]
+        rows = {"pictures": Rows(noised, batch.timesteps, batch.captions, batch.frames, turns)}
         rows |= {name: extra.rows for name, extra in beside.items()}
         target = schedule.target(batch.latents, noise, batch.timesteps)
         places = weigh_places(strategies, batch.masks)
@@ -153,7 +154,7 @@ class Learner:
     def predict(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The network's answer with the adapter on, in float32."""
         with autocast(self.model, self.means.precision):
-            return self._ask(rows, self.words.live(rows.prompts))
+            return self._ask(rows, self._stirred(self.words.live(rows.prompts), rows))
 
     def predict_base(self, rows: Rows) -> Float[Tensor, "b c y x"]:
         """The base's answer; to be asked while the adapter is silenced."""
@@ -224,8 +225,22 @@ class Learner:
             if own:
                 strategy.restore(own)
 
+    def _stirred(self, words: models.Conditioning, rows: Rows) -> models.Conditioning:
+        """As strategies have the rows of training pictures read at their step."""
+        stirring = [s for s in self.strategies.values() if s.stirs]
+        if not stirring or not any(rows.turns):
+            return words
+        read = list(words.embeddings)
+        for i, turn in enumerate(rows.turns):
+            if turn is None:
+                continue
+            for strategy in stirring:
+                read[i] = strategy.stir(read[i], rows.prompts[i], *turn)
+        return replace(words, embeddings=torch.stack(read))
+
     def _ask(self, rows: Rows, words: models.Conditioning) -> Float[Tensor, "b c y x"]:
         device = self.model.device
+        words = words.sized([frame.told if frame else None for frame in rows.frames])
         noised = rows.noised.to(device).contiguous(memory_format=layout_of(self.model))
         answer: Tensor = self.model.predict(noised, rows.timesteps.to(device), words)
         return answer.float()

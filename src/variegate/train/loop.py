@@ -233,7 +233,7 @@ def _start(
     for fault in faults:
         run.journal("note", text=f"{fault}; the one before it was used")
     if not earlier:
-        for note in data.notes:
+        for note in (*model.notes, *data.notes):
             run.journal("note", text=note)
 
 

@@ -90,4 +90,6 @@ def join(parts: list[Rows]) -> Rows:
         noised=torch.cat([part.noised.to(device) for part in parts]),
         timesteps=torch.cat([part.timesteps.to(device) for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
+        frames=[frame for p in parts for frame in p.frames or [None] * len(p.prompts)],
+        turns=[turn for p in parts for turn in p.turns or [None] * len(p.prompts)],
     )

@@ -38,6 +38,8 @@ def piece(rows: Rows, where: slice) -> Rows:
         noised=rows.noised[where],
         timesteps=rows.timesteps[where],
         prompts=rows.prompts[where],
+        frames=rows.frames[where],
+        turns=rows.turns[where],
     )
 
 

@@ -27,6 +27,7 @@ from variegate.measurement import Better, Measurement
 from variegate.recipe import Recipe
 from variegate.train.data import Example, Latents, stack_common
 from variegate.train.objective import row_losses
+from variegate.train.parts import piece
 from variegate.train.strategies import Rows
 
 BANDS = ("low", "middle", "high")  # noise: thirds of the schedule
@@ -150,12 +151,13 @@ class Watch:
         order = torch.randperm(count, generator=seeds.at(self._seed, "probe levels", name))
         timesteps = ((order + 0.5) / count * levels).long().clamp(max=levels - 1)
         picked = [examples[i % len(examples)] for i in range(count)]
-        clean = stack_common([latents.encoded(example).latent for example in picked])
+        clean, frames = stack_common([latents.encoded(example) for example in picked])
         noise = torch.randn(clean.shape, generator=seeds.at(self._seed, "probe noise", name))
         rows = Rows(
             self._schedule.noised(clean, noise, timesteps),
             timesteps,
             [example.caption for example in picked],
+            frames,
         )
         target = self._schedule.target(clean, noise, timesteps)
         bands = (timesteps * len(BANDS) // levels).clamp(max=len(BANDS) - 1)
@@ -248,7 +250,5 @@ def _in_parts(rows: Rows, predict: Predict) -> Float[Tensor, "b c y x"]:
     """The answer to many rows, a few at a time: memory stays that of a training step."""
     answers = []
     for i in range(0, len(rows.prompts), ROWS_PER_CALL):
-        part = slice(i, i + ROWS_PER_CALL)
-        asked = Rows(rows.noised[part], rows.timesteps[part], rows.prompts[part])
-        answers.append(predict(asked).cpu())
+        answers.append(predict(piece(rows, slice(i, i + ROWS_PER_CALL))).cpu())
     return torch.cat(answers)

@@ -16,7 +16,6 @@ from variegate.train.strategies.base import (
     Beside,
     Control,
     Dropout,
-    Frame,
     Rows,
     Seen,
     Setting,
@@ -26,6 +25,7 @@ from variegate.train.strategies.base import (
 from variegate.train.strategies.buckets import KeepShapes
 from variegate.train.strategies.caption_dropout import DropCaptions
 from variegate.train.strategies.caption_edits import EditCaptions
+from variegate.train.strategies.caption_noise import StirWords
 from variegate.train.strategies.caption_scene import NameScene
 from variegate.train.strategies.caption_shuffle import ShuffleTags
 from variegate.train.strategies.colour import VaryColours
@@ -70,6 +70,7 @@ KITCHEN: dict[str, Any] = {
     "caption_edits": EditCaptions,
     "caption_scene": NameScene,
     "caption_dropout": DropCaptions,
+    "caption_noise": StirWords,
     "min_snr": CapEasyLevels,
     "masked_loss": CountTheSubject,
     "stay_near": HoldToBase,
@@ -96,7 +97,6 @@ __all__ = [
     "Beside",
     "Control",
     "Dropout",
-    "Frame",
     "Rows",
     "Seen",
     "Setting",

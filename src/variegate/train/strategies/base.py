@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,9 @@ from variegate.images import ImageSet
 from variegate.progress import Say
 from variegate.recipe import Recipe, SamplingPlan
 from variegate.sample import Request, sample
+from variegate.train.frame import Frame
 
 DRAWN_STEPS = 20  # denoising steps of pictures that are trained with: they need no fine detail
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Which part of a file's picture is shown, in the terms in which SDXL is told it.
-
-    original: height and width of the file's picture. scaled: of the whole of it at the scale at
-    which the part was cut out. corner: top and left of the part in that. size: of the part, which
-    is what is trained on. All in pixels.
-
-    Source: Podell et al., SDXL, 2023 (arXiv 2307.01952), section 2.2: told of its crops, a model
-    need not draw cut subjects.
-    """
-
-    original: tuple[int, int]
-    scaled: tuple[int, int]
-    corner: tuple[int, int]
-    size: tuple[int, int]
-
-    def mirrored(self) -> Frame:
-        """The same part of the picture after it was mirrored left to right."""
-        top, left = self.corner
-        return replace(self, corner=(top, self.scaled[1] - left - self.size[1]))
-
-    def inside(self, top: int, left: int, height: int, width: int) -> Frame:
-        """A window of this part, resized to this part's size."""
-        down, across = self.size[0] / height, self.size[1] / width
-        return Frame(
-            self.original,
-            (round(self.scaled[0] * down), round(self.scaled[1] * across)),
-            (round((self.corner[0] + top) * down), round((self.corner[1] + left) * across)),
-            self.size,
-        )
 
 
 @dataclass(frozen=True)
@@ -86,11 +54,18 @@ class Seen:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for one call of the network, noised already."""
+    """Rows for one call of the network, noised already.
+
+    frames: what part of its file's picture each row shows, None for one that comes from no file;
+    empty where none does. Bases that are told of sizes take those for whole pictures. turns: the
+    step and row of each training picture, None for other rows; empty where there are none.
+    """
 
     noised: Float[Tensor, "b c y x"]
     timesteps: Int[Tensor, " b"]
     prompts: list[str]
+    frames: list[Frame | None] = field(default_factory=list)
+    turns: list[tuple[int, int] | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -150,11 +125,13 @@ class Strategy:
 
     needs_masks: the subject's mask is looked for in each picture.
     alters: pictures come in several altered variants.
+    stirs: what is read of captions is changed.
     control: what the guard wants at present.
     """
 
     needs_masks = False
     alters = False
+    stirs = False
     control = Control()
 
     def prepare(self, setting: Setting) -> None:
@@ -174,6 +151,12 @@ class Strategy:
     def caption(self, caption: str, step: int, row: int, seen: Seen) -> str:
         """The caption that this row is trained on at this step."""
         return caption
+
+    def stir(
+        self, embedding: Float[Tensor, "t d"], caption: str, step: int, row: int
+    ) -> Float[Tensor, "t d"]:
+        """What the network reads of this row's caption at this step, where `stirs`."""
+        return embedding
 
     def noise(self, noise: Float[Tensor, "b c y x"], step: int) -> Float[Tensor, "b c y x"]:
         """The noise that is added and is to be found again."""

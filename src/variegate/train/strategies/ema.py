@@ -14,14 +14,19 @@ from variegate.train.strategies.base import Strategy
 
 class FollowSlowly(Strategy):
     """average <- decay * average + (1 - decay) * factors after each step. The factors are averaged
-    and not their products: points so near to one another differ little in which is done."""
+    and not their products: points so near to one another differ little in which is done. A
+    half-life in pictures (Karras et al. 2022, arXiv 2206.00364, appendix F) means the same at any
+    batch."""
 
     def __init__(self, plan: EMA, recipe: Recipe) -> None:
         self.plan = plan
+        self.decay = plan.decay
+        if plan.half_life is not None:
+            self.decay = 0.5 ** (recipe.optimizer.batch_size / plan.half_life)
         self.average: dict[str, Tensor] = {}
 
     def moved(self, on: Attached, step: int) -> None:
-        decay = self.plan.decay
+        decay = self.decay
         if self.plan.warmup:
             decay = min(decay, (1 + step) / (10 + step))
         with torch.no_grad():

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
 
 from variegate import seeds
 from variegate.errors import RecipeError
@@ -18,6 +17,7 @@ from variegate.images import ImageSet
 from variegate.measure.prompts import article
 from variegate.recipe import PriorPictures, Recipe
 from variegate.sample import Request
+from variegate.train.frame import Frame, cut_middle
 from variegate.train.strategies.base import Beside, Rows, Setting, Strategy, draw_kept
 
 
@@ -47,9 +47,10 @@ class TrainTheClassToo(Strategy):
             pictures = draw_kept(setting, asked, "prior")
         side = recipe.resolution or model.resolution
         self.captions = [picture.prompt or prompt for picture in pictures]
-        latents = []
+        latents, self.frames = [], list[Frame | None]()
         for picture in pictures:
-            square = ImageOps.fit(picture.open(), (side, side))
+            square, frame = cut_middle(picture.open(), (side, side))
+            self.frames.append(frame)
             pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
             generator = seeds.at(recipe.seed, "prior encode", picture.key)
             latents.append(model.encode(pixels[None], generator)[0].float().cpu())
@@ -62,7 +63,8 @@ class TrainTheClassToo(Strategy):
         clean = self.latents[picked]
         noise = torch.randn(clean.shape, generator=rng)
         prompts = [self.captions[i] for i in picked.tolist()]
-        rows = Rows(self.schedule.noised(clean, noise, timesteps), timesteps, prompts)
+        frames = [self.frames[i] for i in picked.tolist()]
+        rows = Rows(self.schedule.noised(clean, noise, timesteps), timesteps, prompts, frames)
         return Beside(rows, prompts, self.schedule.target(clean, noise, timesteps))
 
     def beside_weight(self) -> float:

@@ -65,9 +65,12 @@ def board(**gains: float) -> list[dict[str, Any]]:
 def test_a_paired_difference_sees_through_the_ailments() -> None:
     lines = {line["strategy"]: line for line in leaderboard(board(better=0.1, same=0.0))}
     better, same = lines["better"]["entropy_vs_plain"], lines["same"]["entropy_vs_plain"]
-    assert better["low"] > 0.05 and better["high"] < 0.15
-    assert same["low"] < 0 < same["high"]
-    assert lines["better"]["time"] == 2.0 and lines["plain"]["time"] == 1.0
+    assert better["low"] > 0.05
+    assert better["high"] < 0.15
+    assert abs(same["low"]) < 0.03
+    assert abs(same["high"]) < 0.03
+    assert lines["better"]["time"] == 2.0
+    assert lines["plain"]["time"] == 1.0
     assert lines["better"]["cells"] == 15
 
 
@@ -81,7 +84,8 @@ def test_the_front_is_what_nothing_beats_on_both() -> None:
 
 def test_a_difference_of_one_cell_is_never_shown() -> None:
     one = difference({1: {"x": 1.0}}, {1: {"x": 0.0}}, "x", [1])
-    assert one.value == 1.0 and not one.shown
+    assert one.value == 1.0
+    assert not one.shown
 
 
 def rival(entropy: float, likeness: float) -> list[dict[str, Any]]:
@@ -120,7 +124,8 @@ def test_the_detector_is_counted_where_the_truth_is_plain() -> None:
         row(CORE[0], "d", 0, **between, labels="narrowed"),
     ]
     every = detector(rows)[-1]
-    assert every["ailment"] == "all" and every["runs"] == 4
+    assert every["ailment"] == "all"
+    assert every["runs"] == 4
     assert (every["class_found"], every["class_ill"]) == (2, 2)
     assert (every["class_false"], every["class_well"]) == (0, 1)
     assert (every["trigger_found"], every["trigger_ill"]) == (1, 2)
@@ -132,16 +137,18 @@ def test_text_and_page_hold_what_was_found(tmp_path: Path) -> None:
     rows = board(better=0.1) + rival(0.5, 0.9)
     found = summary(rows)
     text = as_text(found)
-    assert (
-        "better" in text and "wins 0 of 1" in text and f"not against kohya on {HELD_OUT[0]}" in text
-    )
+    assert "better" in text
+    assert "wins 0 of 1" in text
+    assert f"not against kohya on {HELD_OUT[0]}" in text
     page = write_scoreboard(
         found,
         command="variegate bench <b>",
         sheets=[{"title": "a", "text": "b", "file": tmp_path / "none.png"}],
         out=tmp_path / "page.html",
     ).read_text()
-    assert "better" in page and "variegate bench &lt;b&gt;" in page and HELD_OUT[0] in page
+    assert "better" in page
+    assert "variegate bench &lt;b&gt;" in page
+    assert HELD_OUT[0] in page
 
 
 def test_no_rows_are_no_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -238,6 +239,28 @@ def _sheet(drawn: Path, file: Path, *, columns: int = 8) -> None:
     sheet.quantize(64).save(file, optimize=True)
 
 
+def sheets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures for the page: plain and default side by side, the first seed of each ailment."""
+    folder, found = home() / "sheets", []
+    for ailment in AILMENTS:
+        for row in rows:
+            file = folder / f"{row['key']}.png"
+            told = row["ailment"] == ailment and row["group"] in ("plain", "default")
+            if told and row["seed"] == 0 and file.exists():
+                kept = f"variety {row['true.entropy']:.2f}, likeness {row['true.likeness']:.2f}"
+                title = f"{ailment}, {row['strategy']}"
+                found.append({"title": title, "text": kept, "file": file})
+    return found
+
+
+def command_of(suite: str, strategies: str | None, ailments: str | None, seeds: int | None) -> str:
+    """The command that makes a table again."""
+    words = ["variegate", "bench", "--suite", suite]
+    for name, value in (("strategies", strategies), ("ailments", ailments), ("seeds", seeds)):
+        words += [f"--{name}", str(value)] if value else []
+    return shlex.join(words)
+
+
 # --- many cells ---------------------------------------------------------------------------------
 
 
@@ -301,8 +324,10 @@ def run_suite(
     folder.mkdir(parents=True, exist_ok=True)
     done = rows_done(folder)
     keys = {cell: cell.key(cell.recipe()) for cell in asked}
-    left = [cell for cell in asked if keys[cell] not in done]
-    made, total = len(asked) - len(left), len(asked)
+    # Cells of one recipe under two names are one piece of work.
+    left = list({keys[cell]: cell for cell in asked if keys[cell] not in done}.values())
+    total = len(set(keys.values()))
+    made = total - len(left)
     say("bench", made, total, "")
 
     def note(cell: Cell, row: dict[str, Any]) -> None:
@@ -319,7 +344,6 @@ def run_suite(
     found = []
     for cell in asked:
         if row := done.get(keys[cell]):
-            # Cells of one recipe under two names share their row.
             told = {"ailment": cell.ailment.name, "strategy": cell.contender.name}
             found.append(row | told | {"group": cell.contender.group})
     return found

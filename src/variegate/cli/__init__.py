@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import files, judging, making, pictures
+from variegate.cli import files, judging, making, pictures, proving
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -17,6 +17,7 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
+    proving.bench,
     *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),
 )
 

@@ -1,4 +1,4 @@
-"""The harness: cells keep their name, rows outlive a crash, and one command makes table and page."""
+"""The harness: cells keep their name, rows outlive a crash, one command makes table and page."""
 
 from __future__ import annotations
 

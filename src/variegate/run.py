@@ -25,7 +25,7 @@ from variegate.errors import NoSpace, RecipeError, RunError, RunLocked
 from variegate.recipe import Recipe
 
 # What a step leaves behind; a restart at step s takes back those beyond s.
-_OF_A_STEP = ("step", "probe", "spectra", "checkpoint")
+_OF_A_STEP = ("step", "probe", "spectra", "intruders", "panel", "checkpoint")
 
 
 class Run:

@@ -40,6 +40,12 @@ class Probes(Entry):
     )
     triples: int = Field(16, ge=1, description="questions about pictures, of each set")
     noises: int = Field(8, ge=2, description="starts from pure noise, of each prompt")
+    intruders: int | None = Field(
+        None,
+        ge=0,
+        description="leading directions of each layer that are compared with the base's at every "
+        "checkpoint; None: ten, 0: none",
+    )
 
 
 class Guard(Entry):

@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import asdict
 
+from variegate.adapter import Adapter
 from variegate.run import Run
 from variegate.train.checkpoint import (
     Checkpoint,
@@ -17,8 +18,10 @@ from variegate.train.checkpoint import (
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
-from variegate.train.spectra import spectra
+from variegate.train.spectra import Intruders, spectra
 from variegate.train.watch import Watch, cadence
+
+MOST_INTRUDERS = 10  # that are looked for in each layer where the recipe does not say
 
 
 class Course:
@@ -29,8 +32,15 @@ class Course:
         self.guard = run.recipe.guard
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
+        asked = run.recipe.probes.intruders
+        self.intruders = Intruders(
+            dict(learner.on.base_weights()),
+            most=MOST_INTRUDERS if asked is None else asked,
+            seed=run.recipe.seed,
+        )
         self.step = 0
         self.saved = -1
+        self.counted = -1  # the last step whose intruders are noted
         self.last: Look | None = None
         self.stopping = ""  # why the guard has stopped the run
 
@@ -77,6 +87,8 @@ class Course:
         acts = self.guard.mode != "watch"
         if step == self.saved or not (due or (acts and step in kept)):
             return
+        adapter = self.learner.adapter(self.data, step)
+        self._count_intruders(adapter, step)
         guard = {
             "stand": self.stand.to_json(),
             "last": self.last and asdict(self.last),
@@ -85,7 +97,7 @@ class Course:
         path = save_checkpoint(
             self.run.checkpoints,
             step=step,
-            adapter=self.learner.adapter(self.data, step),
+            adapter=adapter,
             optimizer=self.learner.tensors(),
             state={**self.learner.state(), "guard": guard},
             keep=plan.checkpoints.keep,
@@ -95,12 +107,19 @@ class Course:
         self.run.journal("checkpoint", step=step, path=told)
         self.saved = step
 
+    def _count_intruders(self, adapter: Adapter, step: int) -> None:
+        if not (step and self.intruders.most) or step == self.counted:
+            return
+        told, layers = self.intruders.look(adapter, step)
+        self.run.journal("intruders", step=step, measurements=[told.to_json()], layers=layers)
+        self.counted = step
+
     def go_back(self, order: Order) -> int:
         """Stand at an earlier checkpoint as the guard now wants it, and forget the later ones."""
         assert order.to is not None
         self._restore(order.to)
         self.learner.turn(self.stand.control)
-        self.saved = -1
+        self.saved, self.counted = -1, order.to
         self.save(order.to, due=True)
         for path in checkpoint_folders(self.run.checkpoints):
             if step_of(path) > order.to:

@@ -40,6 +40,7 @@ from variegate.recipe.plans import (
     Guard,
     HeldOut,
     Masks,
+    Panels,
     Probes,
     SamplingPlan,
 )
@@ -133,6 +134,7 @@ __all__ = [
     "OftPlan",
     "Optimizer",
     "OptimizerPlan",
+    "Panels",
     "Polynomial",
     "PriorPictures",
     "Probes",

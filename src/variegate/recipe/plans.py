@@ -48,6 +48,26 @@ class Probes(Entry):
     )
 
 
+class Panels(Entry):
+    """Pictures drawn while training, for the eye: the same prompts and noise at every look.
+
+    The sampler is that of the verdict.
+    """
+
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two looks; None: as a tenth of the time allows, in whole "
+        "looks of the probes",
+    )
+    pictures: int = Field(3, ge=1, le=16, description="of each prompt")
+    prompts: tuple[str, ...] = Field(
+        (), description="beside the trigger and the class noun in their plainest prompt"
+    )
+    steps: int = Field(10, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float | None = Field(None, ge=1, description="None: that of the verdict")
+
+
 class Guard(Entry):
     """Who acts on what is watched: nobody, one who stops, or one who also eases and goes back.
 

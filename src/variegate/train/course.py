@@ -18,6 +18,7 @@ from variegate.train.checkpoint import (
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
+from variegate.train.panels import Panel
 from variegate.train.spectra import Intruders, spectra
 from variegate.train.watch import Watch, cadence
 
@@ -32,6 +33,8 @@ class Course:
         self.guard = run.recipe.guard
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
+        panels = run.recipe.panels
+        self.panel = panels and Panel(run, learner, panels, looks=self.every)
         asked = run.recipe.probes.intruders
         self.intruders = Intruders(
             dict(learner.on.base_weights()),
@@ -46,6 +49,8 @@ class Course:
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Stand where the checkpoint stood; without one, look at the base itself."""
+        if self.panel:
+            self.panel.begin()
         if checkpoint is None:
             self.look(0)
             if self.guard.mode == "autopilot":  # what it may have to go back to
@@ -59,7 +64,9 @@ class Course:
         self.learner.turn(self.stand.control)
 
     def look(self, step: int) -> Order:
-        """Look if it is time to, and heed the guard."""
+        """Look and draw if it is time to, and heed the guard."""
+        if self.panel:
+            self.panel.look(step)
         if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
         with self.learner.on.watched(), self.learner.descent.averaged():

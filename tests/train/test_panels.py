@@ -115,7 +115,9 @@ def test_a_resumed_run_draws_nothing_twice(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(drawing(place, checkpoints={"every": 5}), out=tmp_path / "run", model=model, say=crash)
+        train(
+            drawing(place, checkpoints={"every": 5}), out=tmp_path / "run", model=model, say=crash
+        )
     run = Run.open(tmp_path / "run")
     for left in run.checkpoints.glob("step-000008/*"):
         left.unlink()  # it goes on from step 5, and comes to 6 and 8 again

@@ -158,9 +158,7 @@ def _no_space(place: Path, error: OSError) -> NoSpace:
     )
 
 
-def _setting(
-    model: DiffusionModel, adapter: str | None, plan: SamplingPlan, negative: str
-) -> str:
+def _setting(model: DiffusionModel, adapter: str | None, plan: SamplingPlan, negative: str) -> str:
     """A hash of all that shapes every picture of a call alike."""
     facts = {
         "loop": LOOP_VERSION,

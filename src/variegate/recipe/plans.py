@@ -15,8 +15,12 @@ from variegate.plugins import Entry
 class HeldOut(Entry):
     """Pictures kept from training to tell learning from memorising."""
 
-    share: float = Field(0.15, ge=0, le=0.5)
-    at_least_pictures: int = Field(5, ge=2, description="below this many, none is held out")
+    share: float = Field(
+        0.15, ge=0, le=0.5, description="of the different pictures; one at least, none at 0"
+    )
+    at_least_pictures: int = Field(
+        5, ge=2, description="different ones; below this many, none is held out"
+    )
 
 
 class Masks(Entry):

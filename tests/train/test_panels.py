@@ -178,3 +178,11 @@ def test_panels_are_switched_on_and_off_by_a_setting() -> None:
     assert Recipe.build(on.model_dump(), settings=("panels=off",)).panels is None
     with pytest.raises(RecipeError, match=r"panels.picture: no such key; did you mean 'pictures'"):
         Recipe.build(settings=("panels.picture=2",))
+
+
+def test_pictures_are_decoded_in_the_autoencoders_own_precision(model: Any) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model.decode(latents)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model.decode(latents), plain)

@@ -32,6 +32,7 @@ from variegate.train.checkpoint import ADAPTER, checkpoint_folders, step_of  # n
 from variegate.train.data import Latents, picture_side, read_training_set  # noqa: E402
 from variegate.train.fit import Means  # noqa: E402
 from variegate.train.learner import Learner  # noqa: E402
+from variegate.train.spectra import Intruders  # noqa: E402
 from variegate.train.strategies import cook  # noqa: E402
 from variegate.train.watch import Watch  # noqa: E402
 
@@ -41,7 +42,7 @@ HIGHER_IS_WELL = ("one_step_variety", "loss_vs_base.held_out", "loss_vs_base.tra
 
 
 def looks_file() -> Path:
-    return cache_dir() / "calibration" / bank.weights_mark() / "looks.jsonl"
+    return cache_dir() / "calibration" / bank.weights_mark() / "looks-2.jsonl"
 
 
 def take_looks(minutes: float) -> None:
@@ -86,13 +87,15 @@ def _look_at(run: Run, model: Any) -> list[dict[str, Any]]:
                 predict=learner.predict_base,
                 pocket=True,
             )
+        strange = Intruders(dict(on.base_weights()), most=10, seed=recipe.seed)
         found = []
         for path in sorted(checkpoint_folders(run.checkpoints), key=step_of):
             step = step_of(path)
-            on.load(formats.read(path / ADAPTER))
+            adapter = formats.read(path / ADAPTER)
+            on.load(adapter)
             with on.watched():
                 seen = watch.look(learner.predict, step)
-            values = {m.name: m.value for m in seen}
+            values = {m.name: m.value for m in (*seen, strange.look(adapter, step)[0])}
             share = step / recipe.optimizer.steps
             found.append({"step": step, "share": share, "values": values})
         return found

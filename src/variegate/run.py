@@ -1,7 +1,8 @@
 """The folder of one run, and the only file that knows its layout.
 
     recipe.toml  journal.jsonl  checkpoints/  adapter.safetensors  samples/base/  samples/adapter/
-    verdict.json  report.html  control.json  run.lock
+    samples/panels/base/  samples/panels/step-000100/  verdict.json  report.html  control.json
+    run.lock
 
 The journal is the record of a run: one JSON line per noted thing. A line that was torn by a
 crash is left out on reading, and so are steps that a later start took back.
@@ -25,7 +26,7 @@ from variegate.errors import NoSpace, RecipeError, RunError, RunLocked
 from variegate.recipe import Recipe
 
 # What a step leaves behind; a restart at step s takes back those beyond s.
-_OF_A_STEP = ("step", "probe", "spectra", "checkpoint")
+_OF_A_STEP = ("step", "probe", "spectra", "intruders", "panel", "checkpoint")
 
 
 class Run:
@@ -128,6 +129,10 @@ class Run:
     @property
     def samples(self) -> Path:
         return self.folder / "samples"
+
+    def panel(self, step: int | None) -> Path:
+        """Where the pictures are that were drawn while training; None: those of the base."""
+        return self.samples / "panels" / ("base" if step is None else f"step-{step:06d}")
 
     @property
     def checkpoints(self) -> Path:

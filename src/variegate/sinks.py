@@ -76,7 +76,7 @@ def numbers_of(entry: dict[str, Any]) -> Numbers:
     if entry.get("kind") == "step":
         found = {f"train/{key}": entry.get(key) for key in ("loss", "lr")}
         found |= {f"terms/{name}": value for name, value in dict(entry.get("terms", {})).items()}
-    elif entry.get("kind") == "probe":
+    elif entry.get("kind") in ("probe", "intruders"):
         for measured in entry.get("measurements", ()):
             found[f"probe/{measured.get('name')}"] = measured.get("value")  # None where missing
     return {name: float(v) for name, v in found.items() if isinstance(v, int | float)}

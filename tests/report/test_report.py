@@ -470,3 +470,48 @@ def test_numbers_and_times_read_as_people_say_them() -> None:
     assert when("soon") == ""
     assert lasted(0, 7500) == "2 h 5 min"
     assert lasted(5, None) == ""
+
+
+def with_panels(run: Path) -> Path:
+    """Two looks of two seeds and the base's, as training notes them."""
+    lines = [{"kind": "start", "step": 0, "time": 1.0}]
+    for step, name in ((0, "base"), (50, "step-000050"), (100, "step-000100")):
+        folder = run / "samples/panels" / name
+        folder.mkdir(parents=True)
+        told = []
+        for seed in range(2):
+            file = f"p000-s{seed:04}.png"
+            Image.new("RGB", (8, 8), (step, 40 * seed, 9)).save(folder / file)
+            told.append(json.dumps({"file_name": file, "prompt": "a <zqx>", "seed": seed}))
+        (folder / "metadata.jsonl").write_text("\n".join(told) + "\n")
+        path = f"samples/panels/{name}"
+        lines.append({"kind": "panel", "step": step, "path": path, "pictures": 2, "time": 2.0})
+        value = {"name": "intruders", "value": 5.0, "better": "lower", "n": 48, "step": step}
+        layers = {"unet.a": 1, "unet.<b>": 4}
+        lines.append({"kind": "intruders", "step": step, "measurements": [value], "layers": layers})
+    (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_the_page_shows_a_column_for_each_look_with_the_base_on_the_left(quick: Path) -> None:
+    page = read(write_report(with_panels(quick)))
+    harmless(page)
+    alts = [a for a in page.values("alt") if "<zqx>" in a and a.startswith(("Base", "step"))]
+    assert alts == [
+        f"{look}: a <zqx>, seed {seed}"
+        for seed in (0, 1)
+        for look in ("Base", "step 50", "step 100")
+    ]
+    assert "unet.<b> (4), unet.a (1)." in page.text
+
+
+def test_a_panel_that_is_gone_or_leads_outside_has_no_column(quick: Path) -> None:
+    run = with_panels(quick)
+    shutil.rmtree(run / "samples/panels/step-000050")
+    with (run / "journal.jsonl").open("a") as file:
+        line = {"kind": "panel", "step": 150, "path": "../training", "time": 2.0}
+        file.write(json.dumps(line) + "\n")
+    page = read(write_report(run))
+    assert "step 100" in page.text
+    assert "step 50" not in page.text
+    assert "step 150" not in page.text

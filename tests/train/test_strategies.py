@@ -18,12 +18,11 @@ from variegate import seeds
 from variegate.bench import world
 from variegate.diffusion import NoiseSchedule
 from variegate.images import ImageSet, Picture
-from variegate.recipe import HeldOut, Recipe, Strategies
+from variegate.recipe import Recipe, Strategies
 from variegate.train.data import read_training_set
 from variegate.train.masks import find_masks
 from variegate.train.objective import row_losses
 from variegate.train.paint import ground_colour
-from variegate.train.split import split
 from variegate.train.strategies import KITCHEN, Seen, Setting, Shot, Strategy, cook
 from variegate.train.strategies.stay_near import draw_prompt
 from variegate.train.strategies.zoom_shift import keep_in_view, move
@@ -278,28 +277,6 @@ def pictures_of(arrays: list[np.ndarray]) -> ImageSet:
         ),
         "memory",
     )
-
-
-def test_twins_are_never_on_both_sides_of_the_split() -> None:
-    rng = np.random.default_rng(0)
-    arrays = [world.render(world.draw_scene(rng)) for _ in range(6)]
-    arrays += [a.copy() for a in arrays[:4]]
-    images = [Image.fromarray(a) for a in arrays]
-    hashes = [p.content_hash() for p in pictures_of(arrays)]
-    for seed in range(20):
-        parts = split(images, hashes, HeldOut(share=0.3), seed=seed)
-        assert sorted(parts.train + parts.held_out) == list(range(10))
-        held = {hashes[i] for i in parts.held_out}
-        assert held
-        assert not held & {hashes[i] for i in parts.train}
-
-
-def test_pictures_that_are_all_twins_hold_none_out() -> None:
-    array = world.render(world.draw_scene(np.random.default_rng(0)))
-    hashes = [p.content_hash() for p in pictures_of([array] * 8)]
-    parts = split([Image.fromarray(array)] * 8, hashes, HeldOut(), seed=0)
-    assert parts.held_out == ()
-    assert "twins" in parts.why
 
 
 def test_hand_drawn_masks_win(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ class DiffusionModel(ABC):
         """Images of about -1..1, not clamped."""
         scaled = latents.to(self.device, self.vae.dtype)
         unscaled = scaled / self.vae.config.scaling_factor + self._shift
-        images: Tensor = self.vae.decode(unscaled, return_dict=False)[0]
+        with torch.autocast(self.device.type, enabled=False):  # whatever the network works in
+            images: Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return images.float()
 
     @property

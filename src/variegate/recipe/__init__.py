@@ -40,6 +40,7 @@ from variegate.recipe.plans import (
     Guard,
     HeldOut,
     Masks,
+    Panels,
     Probes,
     SamplingPlan,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "OftPlan",
     "Optimizer",
     "OptimizerPlan",
+    "Panels",
     "Polynomial",
     "PriorPictures",
     "Probes",

@@ -15,8 +15,12 @@ from variegate.plugins import Entry
 class HeldOut(Entry):
     """Pictures kept from training to tell learning from memorising."""
 
-    share: float = Field(0.15, ge=0, le=0.5)
-    at_least_pictures: int = Field(5, ge=2, description="below this many, none is held out")
+    share: float = Field(
+        0.15, ge=0, le=0.5, description="of the different pictures; one at least, none at 0"
+    )
+    at_least_pictures: int = Field(
+        5, ge=2, description="different ones; below this many, none is held out"
+    )
 
 
 class Masks(Entry):
@@ -40,6 +44,32 @@ class Probes(Entry):
     )
     triples: int = Field(16, ge=1, description="questions about pictures, of each set")
     noises: int = Field(8, ge=2, description="starts from pure noise, of each prompt")
+    intruders: int | None = Field(
+        None,
+        ge=0,
+        description="leading directions of each layer that are compared with the base's at every "
+        "checkpoint; None: ten, 0: none",
+    )
+
+
+class Panels(Entry):
+    """Pictures drawn while training, for the eye: the same prompts and noise at every look.
+
+    The sampler is that of the verdict.
+    """
+
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two looks; None: as a tenth of the time allows, in whole "
+        "looks of the probes",
+    )
+    pictures: int = Field(3, ge=1, le=16, description="of each prompt")
+    prompts: tuple[str, ...] = Field(
+        (), description="beside the trigger and the class noun in their plainest prompt"
+    )
+    steps: int = Field(10, ge=1, le=1000, description="denoising steps")
+    guidance_scale: float | None = Field(None, ge=1, description="None: that of the verdict")
 
 
 class Guard(Entry):

@@ -25,6 +25,7 @@ from variegate.recipe.plans import (
     Guard,
     HeldOut,
     Masks,
+    Panels,
     Probes,
     SamplingPlan,
 )
@@ -60,6 +61,7 @@ class Recipe(Entry):
     held_out: HeldOut = HeldOut()
     masks: Masks = Masks()
     probes: Probes = Probes()
+    panels: Panels | None = None
     guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
     sampling: SamplingPlan = SamplingPlan()
@@ -121,8 +123,8 @@ class Recipe(Entry):
     ) -> Recipe:
         """A recipe from tables, then settings `key.sub=value`, then entries that are not None.
 
-        A setting whose value is `on` or `off` puts a strategy's table in or takes it out; one of
-        `adapter.kind` keeps of the adapter's table what the new kind knows.
+        A setting whose value is `on` or `off` puts the table of a strategy, or of the panels, in
+        or takes it out; one of `adapter.kind` keeps of the adapter's table what the new kind knows.
         """
         tables: dict[str, Any] = json.loads(json.dumps(data or {}))
         for setting in settings:
@@ -147,7 +149,8 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
         if not isinstance(inner, dict):
             raise RecipeError(f"setting {setting!r}: {key} is a value, not a table")
         table = inner
-    if keys[:1] == ["strategies"] and len(keys) == 2 and value in ("on", "off", True, False):
+    optional = keys == ["panels"] or (keys[:1] == ["strategies"] and len(keys) == 2)
+    if optional and value in ("on", "off", True, False):
         if value in ("on", True):
             table.setdefault(keys[-1], {})
         else:

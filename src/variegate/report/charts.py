@@ -21,7 +21,7 @@ from variegate.report.words import PROBE_PARTS, probe_words
 
 MOST_POINTS = 240  # drawn per curve
 MOST_SERIES = 6  # per chart, as many as there are told-apart colours
-MOST_CHARTS = 12
+MOST_CHARTS = 14
 
 # Stand-ins that matplotlib draws with; each becomes the page's own colour, light or dark.
 INK = "#010101"

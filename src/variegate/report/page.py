@@ -23,8 +23,8 @@ from variegate.measurement import Measurement, Missing, Verdict
 from variegate.recipe import Strategies
 from variegate.report.charts import journal_charts
 from variegate.report.numbers import headline_numbers, technical
-from variegate.report.pictures import Album, PromptRow, Rows, Thumbnail, pair
-from variegate.report.record import RunRecord, Sample, inside, read_record
+from variegate.report.pictures import Album, PromptRow, Rows, Thumbnail, pair, spread
+from variegate.report.record import Panel, RunRecord, Sample, inside, read_record
 from variegate.report.text import lasted, long, number, opening, plain, when
 from variegate.report.words import (
     ADVICE_TITLES,
@@ -40,6 +40,10 @@ MOST_NEAREST = 8
 MOST_COPIES = 32
 MOST_PANELS = 3
 MOST_PANEL_PICTURES = 8
+MOST_LOOKS = 8
+MOST_STRIPS = 4
+MOST_OF_A_STRIP = 4
+MOST_LAYERS = 5
 MOST_LISTED = 30
 MOST_ENTRIES = 1_000_000  # read of any list
 
@@ -95,6 +99,9 @@ def _context(record: RunRecord) -> dict[str, Any]:
     panels = tables(record.evidence.get("panels"), MOST_PANELS)
     pictured = [tables(p.get("pictures"), MOST_PANEL_PICTURES) for p in panels]
     count = sum(len(r.sides) * len(r.seeds) for g in rows for r in g.rows)
+    columns = spread(record.panels, MOST_LOOKS)
+    strips = _strips(columns)
+    count += len(columns) * sum(len(seeds) for _, seeds in strips)
     album = Album(count + 2 * len(nearest) + sum(map(len, pictured)))
     journal, verdict = record.journal, record.verdict
     return {
@@ -119,7 +126,10 @@ def _context(record: RunRecord) -> dict[str, Any]:
             for p, f in zip(panels, pictured, strict=True)
         ],
         "numbers": headline_numbers(verdict) if verdict else [],
+        "looks": [_look_name(panel) for panel in columns],
+        "strips": [_strip_view(prompt, seeds, columns, album) for prompt, seeds in strips],
         "charts": journal_charts(journal) if journal else [],
+        "intruders": journal.intruders[:MOST_LAYERS] if journal else (),
         "notes": journal.notes[:MOST_LISTED] if journal else (),
         "advice": [_advice_view(vars(a)) for a in verdict.advice[:MOST_LISTED]] if verdict else [],
         "asked": _asked(record),
@@ -224,6 +234,34 @@ def _thumbnail(
     if sample is None:
         return Thumbnail(Markup(), 1, 1, alt, "not drawn")
     return album.thumbnail(sample.file, alt)
+
+
+def _strips(columns: Sequence[Panel]) -> list[tuple[str, list[int | None]]]:
+    """The prompts that were drawn while training, each with the seeds that are shown."""
+    seeds: dict[str, dict[int | None, None]] = {}
+    for panel in columns:
+        for sample in panel.samples:
+            seeds.setdefault(sample.prompt, {})[sample.seed] = None
+    shown = list(seeds.items())[:MOST_STRIPS]
+    return [(prompt, list(found)[:MOST_OF_A_STRIP]) for prompt, found in shown]
+
+
+def _look_name(panel: Panel) -> str:
+    return f"step {panel.step:,}" if panel.step else "Base"
+
+
+def _strip_view(
+    prompt: str, seeds: Sequence[int | None], columns: Sequence[Panel], album: Album
+) -> dict[str, Any]:
+    """One prompt: a row for each seed, in it a picture for each look."""
+    rows = []
+    for seed in seeds:
+        thumbs = []
+        for panel in columns:
+            asked = (s for s in panel.samples if (s.prompt, s.seed) == (prompt, seed))
+            thumbs.append(_thumbnail(next(asked, None), _look_name(panel), prompt, seed, album))
+        rows.append(thumbs)
+    return {"prompt": prompt, "rows": rows}
 
 
 def _nearest(record: RunRecord) -> list[dict[str, Any]]:

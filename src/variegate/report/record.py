@@ -45,15 +45,26 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """Pictures drawn while training, at one step; step 0 is the base."""
+
+    step: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Journal:
     """The journal's lines by what the page does with them.
 
-    started is None for a run that was resumed, since the pause between is no work.
+    started is None for a run that was resumed, since the pause between is no work. intruders: how
+    many the last checkpoint had in each layer, most first. panels: step and folder of each.
     """
 
     curves: dict[str, list[Point]]  # "loss", "terms_<name>", and every probe by its name
     better: dict[str, str]
     notes: tuple[str, ...]
+    intruders: tuple[tuple[str, int], ...] = ()
+    panels: tuple[tuple[int, str], ...] = ()
     started: Any = None
     ended: Any = None
     stopped_because: str | None = None
@@ -73,6 +84,7 @@ class RunRecord:
     adapter: tuple[Sample, ...]
     audit: dict[str, Any] | None
     evidence: dict[str, Any]
+    panels: tuple[Panel, ...] = ()
     gaps: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -97,16 +109,18 @@ def read_record(folder: Path) -> RunRecord:
     gaps: dict[str, str] = {}
     recipe, recipe_text = _read_recipe(folder, gaps)
     verdict = _read_verdict(folder, gaps)
+    journal = _read_journal(folder, gaps)
     return RunRecord(
         folder=folder,
         recipe=recipe,
         recipe_text=recipe_text,
-        journal=_read_journal(folder, gaps),
+        journal=journal,
         verdict=verdict,
         base=_read_samples(folder / "samples" / "base", "base", gaps),
         adapter=_read_samples(folder / "samples" / "adapter", "adapter", gaps),
         audit=_read_table(folder / "audit.json", "audit", gaps),
         evidence=_read_table(folder / "evidence.json", "evidence", gaps) or {},
+        panels=_read_panels(folder, journal.panels if journal else ()),
         gaps=gaps,
     )
 
@@ -208,7 +222,7 @@ def _read_journal(folder: Path, gaps: dict[str, str]) -> Journal | None:
         kind = line.get("kind")
         if kind == "step":
             _note_step(line, curves)
-        elif kind == "probe":
+        elif kind in ("probe", "intruders"):
             _note_probe(line, curves, better)
         elif kind == "finish":
             finish = line
@@ -224,6 +238,12 @@ def _read_journal(folder: Path, gaps: dict[str, str]) -> Journal | None:
             else str(x.get("text", ""))
             for x in lines
             if x.get("kind") in ("note", "order")
+        ),
+        intruders=_intruders([line for line in lines if line.get("kind") == "intruders"]),
+        panels=tuple(
+            (step, str(line.get("path", "")))
+            for line in lines
+            if line.get("kind") == "panel" and (step := _whole(line.get("step"))) is not None
         ),
         started=starts[0] if len(starts) == 1 else None,
         ended=finish.get("time"),
@@ -259,6 +279,24 @@ def _note_probe(
             Point(step, float(m.value), _finite(m.low), _finite(m.high))
         )
         better[str(m.name)] = str(m.better)
+
+
+def _intruders(lines: list[dict[str, Any]]) -> tuple[tuple[str, int], ...]:
+    layers = lines[-1].get("layers") if lines else None
+    named = layers.items() if isinstance(layers, dict) else ()
+    found = [(str(name), count) for name, n in named if (count := _whole(n))]
+    return tuple(sorted(found, key=lambda each: -each[1]))
+
+
+def _read_panels(folder: Path, noted: tuple[tuple[int, str], ...]) -> tuple[Panel, ...]:
+    """The panels whose folder is still there, by step; one step's last note counts."""
+    home, found = folder.resolve(), {}
+    for step, path in noted:
+        place = inside(home, path)
+        samples = _read_samples(place, "panel", {}) if place is not None else ()
+        if samples:
+            found[step] = Panel(step, samples)
+    return tuple(found[step] for step in sorted(found))
 
 
 def _read_samples(folder: Path, side: str, gaps: dict[str, str]) -> tuple[Sample, ...]:

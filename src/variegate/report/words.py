@@ -363,6 +363,11 @@ PROBES: dict[str, tuple[str, str]] = {
         "Over how many directions",
         "Ranks of the changes, in the middle layer: few directions leave more of the base alone.",
     ),
+    "intruders": (
+        "Directions the base does not have",
+        "Among the strongest directions of each layer, those unlike every one of the base's. They "
+        "grow with the learning rate and the steps; alone they tell little of collapse.",
+    ),
     "leak": (
         "Leak into the class",
         "How far ordinary prompts moved, against how far the trigger did. 0 is none.",

@@ -72,13 +72,15 @@ def sample(
     plan: SamplingPlan,
     out: Path,
     negative: str = "",
+    worn: str = "",
     batch_size: int | None = None,
     say: Say | None = None,
 ) -> ImageSet:
     """Draw the requests into `out` and return them in order; what is there already is kept.
 
     The noise of a picture comes from its seed alone: the same for every prompt, for base and
-    adapter, and for any neighbours in the batch. batch_size: None fits it to the memory.
+    adapter, and for any neighbours in the batch. batch_size: None fits it to the memory. worn: what
+    tells apart the weights of an adapter that the model carries already, with none given here.
 
     Raises: RequestError for nothing to draw or a seed below 0, NoSpace when `out` cannot be
     written, NotFinite with prompt and seed of a picture that came to nothing, Interrupted on
@@ -86,7 +88,8 @@ def sample(
     """
     _check(requests)
     out = _folder(out)
-    slots = _slots(requests, out, _setting(model, adapter, plan, negative))
+    known = adapter.digest() if adapter and adapter.layers else worn or None
+    slots = _slots(requests, out, _setting(model, known, plan, negative))
     kept = _kept(slots, out)
     slots = [kept.get(slot.key, slot) for slot in slots]
     missing = _by_look([slot for slot in slots if slot.key not in kept])
@@ -155,15 +158,13 @@ def _no_space(place: Path, error: OSError) -> NoSpace:
     )
 
 
-def _setting(
-    model: DiffusionModel, adapter: Adapter | None, plan: SamplingPlan, negative: str
-) -> str:
+def _setting(model: DiffusionModel, adapter: str | None, plan: SamplingPlan, negative: str) -> str:
     """A hash of all that shapes every picture of a call alike."""
     facts = {
         "loop": LOOP_VERSION,
         "model": model.id,
         "dtype": str(model.dtype),
-        "adapter": adapter.digest() if adapter and adapter.layers else None,
+        "adapter": adapter,
         "plan": plan.model_dump(mode="json", exclude={"preset"}),
         "negative": negative if plan.guidance_scale > 1 else "",
     }

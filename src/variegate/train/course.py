@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import asdict
 
+from variegate.adapter import Adapter
 from variegate.run import Run
 from variegate.train.checkpoint import (
     Checkpoint,
@@ -17,8 +18,11 @@ from variegate.train.checkpoint import (
 from variegate.train.data import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
-from variegate.train.spectra import spectra
+from variegate.train.panels import Panel
+from variegate.train.spectra import Intruders, spectra
 from variegate.train.watch import Watch, cadence
+
+MOST_INTRUDERS = 10  # that are looked for in each layer where the recipe does not say
 
 
 class Course:
@@ -29,13 +33,24 @@ class Course:
         self.guard = run.recipe.guard
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
+        panels = run.recipe.panels
+        self.panel = panels and Panel(run, learner, panels, looks=self.every)
+        asked = run.recipe.probes.intruders
+        self.intruders = Intruders(
+            dict(learner.on.base_weights()),
+            most=MOST_INTRUDERS if asked is None else asked,
+            seed=run.recipe.seed,
+        )
         self.step = 0
         self.saved = -1
+        self.counted = -1  # the last step whose intruders are noted
         self.last: Look | None = None
         self.stopping = ""  # why the guard has stopped the run
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Stand where the checkpoint stood; without one, look at the base itself."""
+        if self.panel:
+            self.panel.begin()
         if checkpoint is None:
             self.look(0)
             if self.guard.mode == "autopilot":  # what it may have to go back to
@@ -49,7 +64,9 @@ class Course:
         self.learner.turn(self.stand.control)
 
     def look(self, step: int) -> Order:
-        """Look if it is time to, and heed the guard."""
+        """Look and draw if it is time to, and heed the guard."""
+        if self.panel:
+            self.panel.look(step)
         if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
         with self.learner.on.watched(), self.learner.descent.averaged():
@@ -77,6 +94,8 @@ class Course:
         acts = self.guard.mode != "watch"
         if step == self.saved or not (due or (acts and step in kept)):
             return
+        adapter = self.learner.adapter(self.data, step)
+        self._count_intruders(adapter, step)
         guard = {
             "stand": self.stand.to_json(),
             "last": self.last and asdict(self.last),
@@ -85,7 +104,7 @@ class Course:
         path = save_checkpoint(
             self.run.checkpoints,
             step=step,
-            adapter=self.learner.adapter(self.data, step),
+            adapter=adapter,
             optimizer=self.learner.tensors(),
             state={**self.learner.state(), "guard": guard},
             keep=plan.checkpoints.keep,
@@ -95,12 +114,19 @@ class Course:
         self.run.journal("checkpoint", step=step, path=told)
         self.saved = step
 
+    def _count_intruders(self, adapter: Adapter, step: int) -> None:
+        if not (step and self.intruders.most) or step == self.counted:
+            return
+        told, layers = self.intruders.look(adapter, step)
+        self.run.journal("intruders", step=step, measurements=[told.to_json()], layers=layers)
+        self.counted = step
+
     def go_back(self, order: Order) -> int:
         """Stand at an earlier checkpoint as the guard now wants it, and forget the later ones."""
         assert order.to is not None
         self._restore(order.to)
         self.learner.turn(self.stand.control)
-        self.saved = -1
+        self.saved, self.counted = -1, order.to
         self.save(order.to, due=True)
         for path in checkpoint_folders(self.run.checkpoints):
             if step_of(path) > order.to:

@@ -1,4 +1,10 @@
-"""Which pictures are kept from training: never a twin of one that is trained on."""
+"""Which pictures are kept from training: never a twin of one that is trained on.
+
+Twins count as one picture throughout. With 5 to 30 pictures this is a leave-k-out of one to four:
+enough that the loss says whether what is learnt holds beyond the pictures, while no more than a
+fifth is taken from a model that has few. Below five each picture is worth more to the model than
+to the question, which one or two pictures would answer badly.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,8 @@ from dataclasses import dataclass
 
 import imagehash
 import numpy as np
-from PIL import Image
+from jaxtyping import Bool
+from PIL import Image, ImageOps
 
 from variegate import seeds
 from variegate.recipe import HeldOut
@@ -33,57 +40,58 @@ def split(
     seed: int,
     families: Sequence[int] | None = None,
 ) -> Split:
-    """Hold out about plan.share of the pictures, twins (same bytes or same look) kept together.
+    """Hold out k of the d different pictures: k = plan.share of d, rounded, and at least one.
 
+    Twins (same bytes or same look, mirrored or not) are kept together and count as one, on
+    whichever side; single pictures are held out first, since that takes the fewest from training.
     hashes: of each picture's content. families: one number for all that are known to be copies of
-    one picture; None when nobody looked. Groups of twins larger than what is to be held out stay in
-    training.
+    one picture; None when nobody looked.
     """
     n = len(pictures)
     everything = tuple(range(n))
     if plan.share == 0:
         return Split(everything, (), "no pictures are held out, as the recipe asks")
-    if n < plan.at_least_pictures:
-        return Split(
-            everything,
-            (),
-            f"no pictures are held out: there are {n}, and below {plan.at_least_pictures} each is "
-            "needed for training; learning cannot be told from memorising by the loss",
-        )
     groups = twins(pictures, hashes, families or range(n))
-    wanted = max(1, round(plan.share * n))
-    order = seeds.numpy_at(seed, "held out").permutation(len(groups))
-    held: list[int] = []
-    for i in order:
-        if len(held) + len(groups[i]) <= wanted:
-            held += groups[i]
-    if not held:
+    count = f"{n}" if len(groups) == n else f"{n}, {len(groups)} of them different"
+    if len(groups) < plan.at_least_pictures:
         return Split(
             everything,
             (),
-            f"no pictures are held out: the {n} pictures are {len(groups)} groups of twins, each "
-            f"larger than the {wanted} to be held out",
+            f"no pictures are held out: there are {count}, and below {plan.at_least_pictures} each "
+            "is needed for training; learning cannot be told from memorising by the loss, so what "
+            "is watched is the variety of first guesses, and copies are looked for in the samples",
         )
-    kept = tuple(i for i in everything if i not in held)
+    wanted = max(1, round(plan.share * len(groups)))
+    order = seeds.numpy_at(seed, "held out").permutation(len(groups))
+    singles_first = sorted(order, key=lambda i: len(groups[i]) > 1)
+    held = sorted(i for chosen in singles_first[:wanted] for i in groups[chosen])
+    different = "" if len(groups) == n else f" ({wanted} of {len(groups)} after joining twins)"
     return Split(
-        kept,
-        tuple(sorted(held)),
-        f"held out {len(held)} of {n} pictures ({len(groups)} after joining twins)",
+        tuple(i for i in everything if i not in held),
+        tuple(held),
+        f"held out {len(held)} of {n} pictures{different}",
     )
 
 
 def twins(
     pictures: Sequence[Image.Image], hashes: Sequence[str], families: Sequence[int]
 ) -> list[list[int]]:
-    """Indices grouped by equal content, family, or nearly equal perceptual hash, in order."""
-    looks = np.stack(
-        [imagehash.phash(picture, hash_size=HASH_SIDE).hash.flatten() for picture in pictures]
-    )
+    """Indices grouped by equal content, family, or nearly equal perceptual hash, in order; a mirror
+    image has the look of what it mirrors."""
+    looks = _hashes(pictures)
+    mirrored = _hashes([ImageOps.mirror(picture) for picture in pictures])
     group = list(range(len(pictures)))
     for i in range(len(pictures)):
         for j in range(i):
-            alike = int((looks[i] != looks[j]).sum()) <= NEAR_BITS
+            apart = min(int((looks[i] != other[j]).sum()) for other in (looks, mirrored))
+            alike = apart <= NEAR_BITS
             same = hashes[i] == hashes[j] or families[i] == families[j]
             if (same or alike) and group[i] != group[j]:
                 group = [group[j] if g == group[i] else g for g in group]
     return [[i for i, g in enumerate(group) if g == name] for name in dict.fromkeys(group)]
+
+
+def _hashes(pictures: Sequence[Image.Image]) -> Bool[np.ndarray, "n bits"]:
+    return np.stack(
+        [imagehash.phash(picture, hash_size=HASH_SIDE).hash.flatten() for picture in pictures]
+    )

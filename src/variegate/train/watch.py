@@ -80,7 +80,7 @@ class Watch:
         shape = next(iter(self._sets.values())).rows.noised.shape[1:]
         self._starts = {
             name: self._start(prompt, tuple(shape))
-            for name, prompt in _probe_prompts(recipe, pocket=pocket).items()
+            for name, prompt in probe_prompts(recipe, pocket=pocket).items()
         }
         self._base = {name: _in_parts(rows, predict) for name, rows in self._starts.items()}
 
@@ -208,16 +208,21 @@ def cadence(recipe: Recipe, *, held_out: bool) -> int:
     if probes.every is not None:
         return probes.every
     asked = probes.triples * (1 + held_out) + probes.noises * len(
-        _probe_prompts(recipe, pocket=False)
+        probe_prompts(recipe, pocket=False)
     )
-    step = 3 * plan.batch_size
+    return max(1, min(math.ceil(asked / (SHARE * rows_of_a_step(recipe))), plan.steps // LOOKS))
+
+
+def rows_of_a_step(recipe: Recipe) -> int:
+    """What a step costs, in rows through the network."""
+    rows = 3 * recipe.optimizer.batch_size
     for held, forward in ((recipe.strategies.stay_near, 4), (recipe.strategies.layout_prior, 4)):
         if held is not None:
-            step += forward * (held.batch_size or plan.batch_size)
-    return max(1, min(math.ceil(asked / (SHARE * step)), plan.steps // LOOKS))
+            rows += forward * (held.batch_size or recipe.optimizer.batch_size)
+    return rows
 
 
-def _probe_prompts(recipe: Recipe, *, pocket: bool) -> dict[str, str]:
+def probe_prompts(recipe: Recipe, *, pocket: bool) -> dict[str, str]:
     """The class noun and the trigger in the plainest prompt; those that the recipe names; and the
     empty one."""
     opening = "a" if pocket else "a photo of a"

@@ -63,6 +63,7 @@ FOREIGN = (
 )
 V_MARK = f"{NETWORK}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_SPREAD = 0.09
+ROWS = 1 << 24  # more than any weight has
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def read_single(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], d
     Raises: BaseError when weights are missing, left over, or of another shape.
     """
     try:
-        return _read(file, dtype)
+        return _read(file, dtype, _tensors(file))
     except KeyError as error:
         raise BaseError(
             f"base model {file.path} ({file.family}): {error} is missing; the file is incomplete: "
@@ -165,12 +166,37 @@ def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77, pad_token=pad)
 
 
-def _read(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+def trace_single(
+    file: SingleFile, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], list[str]]:
+    """(the parts with addresses in the place of weights, the keys that those count from).
+
+    tensors: what the file holds. A row that lies in row j of key i has `i * ROWS + j` all over: the
+    converters move rows and never mix them, so this tells where each of a layer's rows came from.
+    """
+    keys = sorted(tensors)
+    marked = dict[str, Tensor]()
+    for i, key in enumerate(keys):
+        rows = torch.arange(len(tensors[key]) if tensors[key].ndim else 1, dtype=torch.float64)
+        shape = tensors[key].shape
+        rows = (rows + i * ROWS).view(-1, *[1] * (len(shape) - 1)) if shape else rows[0]
+        marked[key] = rows.expand(shape)
+    parts, _ = _read(file, torch.float64, marked)
+    return parts, keys
+
+
+def _tensors(file: SingleFile) -> dict[str, Tensor]:
     tensors = safetensors.torch.load_file(file.path)
     if file.family == "sd3":
         for part, other in file.beside.items():
             prefix = SD3_ENCODERS[part][0]
             tensors |= {prefix + k: v for k, v in safetensors.torch.load_file(other).items()}
+    return tensors
+
+
+def _read(
+    file: SingleFile, dtype: torch.dtype, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     scheduler = _scheduler(file, tensors)
     plan, parts = file.blueprint, dict[str, Any]()
     if file.family == "sd3":

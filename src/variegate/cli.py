@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 
 import typer
 
-from variegate import answers
+from variegate import answers, cli_blend
 from variegate.console import Door
 from variegate.errors import RequestError
 from variegate.measurement import Label, Verdict
@@ -206,7 +206,9 @@ def sample(
     prompt: Annotated[list[str], typer.Option(help="What to draw. Repeatable.")],
     out: Annotated[Path, typer.Option(help="Where the pictures go; those there already are kept.")],
     base: Base = None,
-    adapter: Annotated[Path | None, typer.Option(help="A LoRA file (safetensors).")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA file, or an ensemble's .toml.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
     strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
@@ -217,14 +219,15 @@ def sample(
     """Draw every prompt with every seed."""
     from variegate import recipes
     from variegate import sample as room
-    from variegate.formats import clip_skip_of, read
+    from variegate.blend.cast import open_learnt
+    from variegate.formats import clip_skip_of
     from variegate.models import load, pick_device
 
     base = base or "pocket"
     plan = recipes.read(recipes.default_for(base)).sampling
     changes = {"steps": steps, "guidance_scale": guidance}
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    learnt = read(adapter).scaled(strength) if adapter else None
+    learnt = open_learnt(adapter).scaled(strength) if adapter else None
     first = seed or 0
     wanted = room.grid(prompt, range(first, first + seeds))
     out = out.resolve()
@@ -245,7 +248,7 @@ def sample(
 def measure(
     door: Door,
     adapter: Annotated[
-        Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file (safetensors).")
+        Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file, or an ensemble's .toml.")
     ] = None,
     base: Base = None,
     images: Annotated[
@@ -525,6 +528,9 @@ def doctor(door: Door) -> None:
 
     findings = room.examine()
     door.answer(findings, room.as_text(findings), exit_code=0 if findings["fit"] else 1)
+
+
+cli_blend.add_to(app, _verb)
 
 
 def _recipe(

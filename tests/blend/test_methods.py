@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from blend.random_adapters import LAYERS, random_adapter
 from peft import LoraConfig, get_peft_model
 from peft.utils import merge_utils
+from tests.blend.random_adapters import LAYERS, random_adapter
 from torch import Tensor, nn
 
 from variegate import seeds

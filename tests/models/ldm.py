@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from variegate.models.blueprints import BLUEPRINTS, Blueprint
+
 Weights = dict[str, torch.Tensor]
 UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0",
@@ -42,6 +44,16 @@ OPEN_CLIP = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+
+
+def tiny_blueprint(family: str, folder: Path) -> Blueprint:
+    """A family's blueprint at the sizes of a tiny model in a folder."""
+    real = BLUEPRINTS[family]
+    network = config(folder / ("transformer" if family == "sd3" else "unet"))
+    if family == "sd3":
+        network = {"sample_size": 8, "attention_head_dim": 8}
+    encoders = {part: config(folder / part) for part in real.encoders}
+    return Blueprint(real.layout, network, config(folder / "vae"), encoders, real.scheduler)
 
 
 def write_single_file(folder: Path, file: Path, family: str, **more: Any) -> Path:

@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
-from tests.models.ldm import config, original_unet, write_single_file
+from tests.models.ldm import original_unet, tiny_blueprint, write_single_file
 from tests.tiny import write_tiny_sd, write_tiny_sd3, write_tiny_sdxl
 from torch import nn
 from transformers import (
@@ -23,7 +23,7 @@ from transformers import (
 
 from variegate.errors import BaseError
 from variegate.models import load, single_file
-from variegate.models.blueprints import BLUEPRINTS, Blueprint
+from variegate.models.blueprints import BLUEPRINTS
 from variegate.models.single_file import clip_tokenizer
 
 WRITERS: dict[str, Any] = {
@@ -43,21 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def tiny_blueprints(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for family, folder in folders.items():
-        real = BLUEPRINTS[family]
-        network = config(folder / ("transformer" if family == "sd3" else "unet"))
-        if family == "sd3":
-            network = {"sample_size": 8, "attention_head_dim": 8}
-        monkeypatch.setitem(
-            BLUEPRINTS,
-            family,
-            Blueprint(
-                real.layout,
-                network,
-                config(folder / "vae"),
-                {part: config(folder / part) for part in real.encoders},
-                real.scheduler,
-            ),
-        )
+        monkeypatch.setitem(BLUEPRINTS, family, tiny_blueprint(family, folder))
 
 
 @pytest.mark.parametrize("family", WRITERS)

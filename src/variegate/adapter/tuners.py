@@ -279,7 +279,7 @@ def seats(model: Any) -> list[Seat]:
     """All layers of adapters that a model carries."""
     found = []
     for part in PARTS:
-        root = getattr(model, part, None)
+        root: Any = getattr(model, part, None)
         for path, module in root.named_modules() if root is not None else ():
             if carries(module):
                 parent, _, child = path.rpartition(".")
@@ -297,6 +297,6 @@ def remove(model: Any) -> None:
     """The model's own modules in all their places again."""
     leave(seats(model))
     for part in PARTS:
-        root = getattr(model, part, None)
+        root: Any = getattr(model, part, None)
         if hasattr(root, "peft_config"):
             del root.peft_config

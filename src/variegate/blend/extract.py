@@ -77,7 +77,7 @@ def base_weights(model: DiffusionModel, adapters: Sequence[Adapter]) -> dict[str
     Raises: AdapterError when an adapter does not fit the model.
     """
     return {
-        canonical(name): module.weight.detach()  # type: ignore[union-attr, operator]
+        canonical(name): module.weight.detach()  # type: ignore[operator]
         for adapter in adapters
         for name, module in find(model, adapter).items()
     }

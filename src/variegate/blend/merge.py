@@ -6,15 +6,13 @@ key names as they were. What is written stands at its place when it is whole, or
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -128,15 +126,15 @@ def _merge_folder(folder: ModelFolder, adapter: Adapter, out: Path, names: list[
         else:
             changes.setdefault(files[part][key], {})[key] = update
     _refuse_missing(missing, adapter, str(folder.path))
-    for name in names:
-        source, target = folder.path / name, out / name
+    for inside in names:
+        source, target = folder.path / inside, out / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         if source not in changes:
             shutil.copyfile(source, target)
             continue
         tensors, metadata = _load(source)
         for key, update in changes[source].items():
-            _refuse_misfit(f"{name.parts[0]}.{key}", update, tensors[key])
+            _refuse_misfit(f"{inside.parts[0]}.{key}", update, tensors[key])
             tensors[key] = _added(key, tensors[key], update.delta(tensors[key]))
         safetensors.torch.save_file(tensors, target, metadata=metadata)
 
@@ -144,10 +142,10 @@ def _merge_folder(folder: ModelFolder, adapter: Adapter, out: Path, names: list[
 def _keys(folder: ModelFolder, part: str) -> dict[str, Path]:
     if part not in folder.parts:
         return {}
-    found = {}
+    found: dict[str, Path] = {}
     for file in weight_files(folder.path, part, folder.parts[part]):
         with safe_open(file, framework="pt") as opened:
-            found |= {key: file for key in opened.keys()}  # noqa: SIM118
+            found |= dict.fromkeys(opened.keys(), file)
     return found
 
 
@@ -156,15 +154,20 @@ def _merge_file(file: Path, adapter: Adapter, out: Path) -> None:
     tensors, metadata = _load(file)
     parts, keys = trace_single(open_single(file), tensors)
     for name, module in find(SimpleNamespace(name=str(file), **parts), adapter).items():
-        addresses = module.weight.flatten(1)[:, 0].long()  # type: ignore[union-attr, operator]
+        places: Tensor = module.weight.flatten(1).long()  # type: ignore[operator, assignment]
+        # OpenCLIP stores its projection the other way round.
+        turned = bool((places != places[:, :1]).any())
+        addresses = (places.mT if turned else places)[:, 0]
         rows = [(key, addresses // ROWS == key) for key in (addresses // ROWS).unique().tolist()]
-        weight = torch.cat([tensors[keys[key]][addresses[own] % ROWS] for key, own in rows])
+        held = torch.cat([tensors[keys[key]][addresses[own] % ROWS] for key, own in rows])
         order = torch.cat([own.nonzero()[:, 0] for _, own in rows])
-        weight = weight[order.argsort()].view(module.weight.shape)  # type: ignore[arg-type]
+        weight = held[order.argsort()]
+        weight = (weight.mT if turned else weight).reshape(module.weight.shape)  # type: ignore[arg-type]
         merged = _added(name, weight, adapter.layers[name].delta(weight))
+        merged = merged.mT if turned else merged
         for key, own in rows:
             whole = tensors[keys[key]]
-            whole[addresses[own] % ROWS] = merged[own].view(-1, *whole.shape[1:])
+            whole[addresses[own] % ROWS] = merged[own].reshape(-1, *whole.shape[1:])
     out.parent.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(tensors, out, metadata=metadata)
 

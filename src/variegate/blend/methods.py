@@ -32,7 +32,7 @@ class Member:
 
 
 def combine(members: Sequence[Member], method: Method, *, density: float) -> Product:
-    """The update that members make together; in factors but for the methods that look at entries."""
+    """The update that members make together, in factors where the method allows it."""
     match method:
         case "sum" | "soup" | "svd":
             return Product.sum([(m.weight, m.update) for m in members])

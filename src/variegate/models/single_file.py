@@ -166,9 +166,7 @@ def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77, pad_token=pad)
 
 
-def trace_single(
-    file: SingleFile, tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], list[str]]:
+def trace_single(file: SingleFile, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
     """(the parts with addresses in the place of weights, the keys that those count from).
 
     tensors: what the file holds. A row that lies in row j of key i has `i * ROWS + j` all over: the

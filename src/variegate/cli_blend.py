@@ -80,7 +80,7 @@ def blend(
     """Several adapters as one, by their exact updates; or as an ensemble that samples."""
     _check_blend(ensemble, greedy, by, method, rank, energy, density, weights)
     from variegate import blended as room
-    from variegate.blend.cast import write_ensemble
+    from variegate.blend.cast import read_ensemble, write_ensemble
     from variegate.formats import read, write
 
     shares = _numbers(weights)
@@ -104,8 +104,6 @@ def blend(
     if ensemble:
         shares = [1.0] * len(files) if shares is None else shares
         written = write_ensemble(out, files, shares, ensemble).resolve()
-        from variegate.blend.cast import read_ensemble
-
         learnt = read_ensemble(written)
         told |= {"file": str(written), "ensemble": ensemble, "weights": list(learnt.shares)}
         text = f"{written}: {len(files)} members, {ensemble}"

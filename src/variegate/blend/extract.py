@@ -53,14 +53,13 @@ def extract(
             f"{base.name} and {tuned.name} differ in {len(odd)} layers, such as {odd[0]}; expected "
             "a base and a model that was finetuned from it"
         )
-    products, floors = dict[str, Product](), dict[str, float]()
-    for name, weight in before.items():
-        change = after[name].double() - weight.double()
-        if bool(change.any()):
-            products[name] = Product.whole(change)
-            floors[name] = _rounding(weight, after[name])
+    changed = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    floors = {name: _rounding(before[name], after[name]) for name in changed}
+    products = (
+        (name, Product.whole(after[name].double() - before[name].double())) for name in changed
+    )
     metadata = describe(base=base.name, family=base.family, prediction=base.schedule.prediction)
-    found = sized(products, base.family, metadata, rank, energy, floors)
+    found = sized(products, base.family, metadata, rank=rank, energy=energy, floors=floors)
     kept = {name: layer for name, layer in found.layers.items() if layer.of_rank}
     if not kept:
         raise AdapterError(

@@ -154,7 +154,7 @@ def _merge_file(file: Path, adapter: Adapter, out: Path) -> None:
     tensors, metadata = _load(file)
     parts, keys = trace_single(open_single(file), tensors)
     for name, module in find(SimpleNamespace(name=str(file), **parts), adapter).items():
-        places: Tensor = module.weight.flatten(1).long()  # type: ignore[operator, assignment]
+        places: Tensor = module.weight.flatten(1).long()  # type: ignore[operator]
         # OpenCLIP stores its projection the other way round.
         turned = bool((places != places[:, :1]).any())
         addresses = (places.mT if turned else places)[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,19 +90,23 @@ def blend(
     if rank is None and energy is None and method not in ("sum", "soup"):
         rank = _usual_rank(members, method)
     drops = [_draws(seed, member) for member in members]
-    found: dict[str, Product] = {}
-    for name in dict.fromkeys(name for own in layers for name in own):
-        weight = None if base is None else _weight(base, name)
-        parts = []
-        for own, share, draw in zip(layers, shares, drops, strict=True):
-            if name in own:
-                update = Product.of(name, own[name], weight)
-                parts.append(Member(share, update, draw(name, update)))
-        found[name] = combine(parts, method, density=density or DENSITIES.get(method, 1.0))
-    partial = tuple(name for name in found if not all(name in own for own in layers))
+    names = list(dict.fromkeys(name for own in layers for name in own))
+
+    def combined() -> Iterator[tuple[str, Product]]:
+        for name in names:
+            weight = None if base is None else _weight(base, name)
+            parts = []
+            for own, share, draw in zip(layers, shares, drops, strict=True):
+                if name in own:
+                    update = Product.of(name, own[name], weight)
+                    parts.append(Member(share, update, draw(name, update)))
+            yield name, combine(parts, method, density=density or DENSITIES.get(method, 1.0))
+
+    partial = tuple(name for name in names if not all(name in own for own in layers))
     noted = {"method": method, "weights": [round(share, 6) for share in shares]}
     metadata = shared_notes(members, **({"blend": noted} if len(members) > 1 else {}))
-    return replace(sized(found, members[0].family, metadata, rank, energy), partial=partial)
+    found = sized(combined(), members[0].family, metadata, rank=rank, energy=energy)
+    return replace(found, partial=partial)
 
 
 def resize(
@@ -122,27 +126,28 @@ def resize(
 
 
 def sized(
-    products: Mapping[str, Product],
+    products: Iterable[tuple[str, Product]],
     family: str,
     metadata: Mapping[str, str],
+    *,
     rank: int | None,
     energy: float | None,
     floors: Mapping[str, float] | None = None,
 ) -> Blended:
-    """Products by layer, each at the rank that is asked for.
+    """Products by layer, each at the rank that is asked for; one at a time is in memory.
 
     Raises: AdapterError when no layer has that rank to give.
     """
-    most = max((product.most for product in products.values()), default=0)
-    if products and rank is not None and rank > most:
+    layers, kept, most = dict[str, Update](), dict[str, Kept](), 0
+    for name, product in products:
+        most = max(most, product.most)
+        floor = (floors or {}).get(name, 0.0)
+        layers[name], kept[name] = compress(product, rank=rank, energy=energy, floor=floor)
+    if layers and rank is not None and rank > most:
         raise AdapterError(
             f"rank {rank} is above what is there: {most} at most in any layer; ask for {most} or "
             "less, or leave the rank out to keep everything"
         )
-    layers, kept = dict[str, Update](), dict[str, Kept]()
-    for name, product in products.items():
-        floor = (floors or {}).get(name, 0.0)
-        layers[name], kept[name] = compress(product, rank=rank, energy=energy, floor=floor)
     return Blended(Adapter(family, layers, dict(metadata)), kept)
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,16 @@ def read_single(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], d
 
     Raises: BaseError when weights are missing, left over, or of another shape.
     """
+    return _complete(file, dtype, _tensors)
+
+
+def _complete(
+    file: SingleFile,
+    dtype: torch.dtype,
+    tensors: Callable[[SingleFile], dict[str, Tensor]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        return _read(file, dtype, _tensors(file))
+        return _read(file, dtype, tensors(file))
     except KeyError as error:
         raise BaseError(
             f"base model {file.path} ({file.family}): {error} is missing; the file is incomplete: "
@@ -171,6 +179,8 @@ def trace_single(file: SingleFile, tensors: dict[str, Tensor]) -> tuple[dict[str
 
     tensors: what the file holds. A row that lies in row j of key i has `i * ROWS + j` all over: the
     converters move rows and never mix them, so this tells where each of a layer's rows came from.
+
+    Raises: BaseError as `read_single`.
     """
     keys = sorted(tensors)
     marked = dict[str, Tensor]()
@@ -179,7 +189,7 @@ def trace_single(file: SingleFile, tensors: dict[str, Tensor]) -> tuple[dict[str
         shape = tensors[key].shape
         rows = (rows + i * ROWS).view(-1, *[1] * (len(shape) - 1)) if shape else rows[0]
         marked[key] = rows.expand(shape)
-    parts, _ = _read(file, torch.float64, marked)
+    parts, _ = _complete(file, torch.float64, lambda _: marked)
     return parts, keys
 
 

@@ -195,7 +195,7 @@ def test_what_shapes_an_answer_shapes_the_digest(members: Any) -> None:
         ("way = 'all'\n[[member]]\nfile = 'a'", "way: Input should be 'member', 'switch'"),
         ("way = 'switch'", "member: Field required"),
         ("[[member]]\nfile = 'a'\nweight = 0", "member.0.weight: Input should be greater than 0"),
-        ("[[member]]\nfile = 'a'\nwieght = 2", "member.0.wieght: Extra inputs"),
+        ("[[member]]\nfile = 'a'\nheight = 2", "member.0.height: Extra inputs"),
         ("member = [", "describes no ensemble"),
         ("[[member]]\nfile = 'a.safetensors'", "no adapter at"),
         ("[[member]]\nfile = 'other.toml'", "is an ensemble itself"),

@@ -241,8 +241,10 @@ interval. Every member was trained once.
 TAIL = """\
 Of {ways} ways, {kept} alone kept every look of every subject. Soups, and ensembles that mix
 predictions (`switch`, `average`), drew one look, in a quarter to three fifths of the pictures; the
-rest had none of the three. Theory expects it of a mean, which is near the product of what the members find likely (Biggs et al., Diffusion Soup,
-2024, arXiv 2406.08431): members that know different things should each draw pictures of their own.
+rest had none of the three. Theory expects it of a mean, which is near the product of what the
+members find likely (Biggs et al., Diffusion Soup, 2024, arXiv 2406.08431): members that know
+different things should each draw pictures of their own. That `member` drew the same looks of both
+subjects is because it chooses by prompt and seed, which were the same.
 What a soup does for members that learnt the same pictures from other seeds was not measured here.
 Weights of 1 add three members of one subject to three times its strength: `sum` is for members that
 learnt different things."""

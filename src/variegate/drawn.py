@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from variegate import recipes
-from variegate.adapter import Adapter
+from variegate.adapter import Adapter, Ensemble
+from variegate.blend.cast import open_learnt
 from variegate.device import pick_device
 from variegate.elsewhere import check_free, measure_sets, names_word
 from variegate.encoders import load_encoders
 from variegate.encoders.faces import load_faces
 from variegate.errors import NoSpace, RequestError
 from variegate.formats import clip_skip_of, own_notes, trigger_of
-from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import link, short_hash
 from variegate.measure import PlannedPrompt, Verdict, foresee, prompt_plan
@@ -46,7 +46,7 @@ def measure_adapter(
     say: Say | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Verdict:
-    """Draw from a finished adapter and from its base at the same prompts and seeds, and judge.
+    """Draw from an adapter or ensemble and its base at the same prompts and seeds, and judge.
 
     The trigger and class noun default to what the adapter's file says. style: it learnt a look and
     no subject, so its trigger is asked of scenes of all kinds. prompts: a file of one
@@ -59,7 +59,7 @@ def measure_adapter(
     """
     say = say or silent
     check_free(out)
-    learnt = read_adapter(adapter)
+    learnt = open_learnt(adapter)
     trigger = trigger or trigger_of(learnt.metadata)
     class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
     eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
@@ -89,7 +89,7 @@ def measure_adapter(
         seconds = seconds_to_draw(model, sampling, count)
         about = "" if seconds is None else f" Drawing takes {_spell(seconds)} at most."
         tell(foresee(plan) + about)
-    home = cache_dir() / "measured" / short_hash(adapter.read_bytes(), repr(plan), base)
+    home = cache_dir() / "measured" / short_hash(learnt.digest(), repr(plan), base)
     at = out / "samples" if out else home
     ours, theirs = draw_both(model, learnt, plan, sampling, out=at, say=say)
     return measure_sets(
@@ -103,7 +103,7 @@ def measure_adapter(
 
 def draw_both(
     model: DiffusionModel,
-    adapter: Adapter,
+    adapter: Adapter | Ensemble,
     plan: Sequence[PlannedPrompt],
     sampling: SamplingPlan,
     *,

@@ -47,6 +47,16 @@ OPEN_CLIP = {
 }
 
 
+def tiny_blueprint(family: str, folder: Path) -> Blueprint:
+    """A family's blueprint at the sizes of a tiny model in a folder."""
+    real = BLUEPRINTS[family]
+    network = config(folder / ("transformer" if family == "sd3" else "unet"))
+    if family == "sd3":
+        network = {"sample_size": 8, "attention_head_dim": 8}
+    encoders = {part: config(folder / part) for part in real.encoders}
+    return Blueprint(real.layout, network, config(folder / "vae"), encoders, real.scheduler)
+
+
 def write_single_file(folder: Path, file: Path, family: str, **more: Any) -> Path:
     """A folder's weights in one file. more: `extra` tensors, `metadata`, and `leave` key starts."""
     tensors: Weights = {}
@@ -227,18 +237,4 @@ def sd3_transformer(found: Weights) -> Weights:
 def shrink_blueprints(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have single files read with the settings of tiny folders, by family."""
     for family, folder in folders.items():
-        real = BLUEPRINTS[family]
-        network = config(folder / ("transformer" if family == "sd3" else "unet"))
-        if family == "sd3":
-            network = {"sample_size": 8, "attention_head_dim": 8}
-        monkeypatch.setitem(
-            BLUEPRINTS,
-            family,
-            Blueprint(
-                real.layout,
-                network,
-                config(folder / "vae"),
-                {part: config(folder / part) for part in real.encoders},
-                real.scheduler,
-            ),
-        )
+        monkeypatch.setitem(BLUEPRINTS, family, tiny_blueprint(family, folder))

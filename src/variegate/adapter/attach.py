@@ -20,12 +20,15 @@ from variegate.adapter.timed import Clock, TimedLora, last_components
 from variegate.adapter.timed import Factors as TimedFactors
 from variegate.adapter.tuners import (
     SLOT,
+    Seat,
     Spec,
     fill,
     inject,
+    leave,
     make_room,
     parameters,
     remove,
+    seats,
     set_dropping,
     update_of,
 )
@@ -48,26 +51,67 @@ def attached(model: Any, adapter: Adapter | None, *, strength: float = 1.0) -> I
     if adapter is None or not adapter.layers:
         yield
         return
-    adapter = adapter.scaled(strength)
-    modules = find(model, adapter)
+    refuse_second(model)  # before there is anything to take off again
     stop: Callable[[], None] = _nothing
     try:
-        if adapter.masking:
-            layers, stop = _place_halves(model, modules, adapter)
-        else:
-            specs = {name: Spec.of(update) for name, update in adapter.layers.items()}
-            layers = inject(model, modules, specs)
-            for name, layer in layers.items():
-                make_room(layer, adapter.layers[name])
-                fill(layer, adapter.layers[name])
-                _weaken(layer, adapter.layers[name])
-        for layer in layers.values():
-            layer.requires_grad_(False)
-            layer.eval()
+        stop = _put_on(model, adapter.scaled(strength))
         yield
     finally:
         remove(model)
         stop()
+
+
+@contextmanager
+def attached_in_turn(model: Any, adapters: Sequence[Adapter]) -> Iterator[Callable[[int], None]]:
+    """Let the model answer with one of several adapters at a time while the block runs: the number
+    of one, called, puts it where the one before was. All are held in memory; none is at first.
+
+    Raises: AdapterError as `attached`.
+    """
+    refuse_second(model)
+    held: list[list[Seat]] = []
+    stops: list[Callable[[], None]] = []
+    on: list[Seat] = []
+
+    def turn(number: int) -> None:
+        leave(on)
+        on[:] = held[number]
+        for seat in on:
+            setattr(seat.parent, seat.child, seat.layer)
+
+    try:
+        for adapter in adapters:
+            stops.append(_put_on(model, adapter))
+            held.append(seats(model))
+            remove(model)
+        yield turn
+    finally:
+        remove(model)
+        for stop in stops:
+            stop()
+
+
+def _put_on(model: Any, adapter: Adapter) -> Callable[[], None]:
+    """A finished adapter's layers in their places, not to be trained, and what ends their
+    listening."""
+    if not adapter.layers:
+        return _nothing
+    modules = find(model, adapter)
+    layers: dict[str, Any]
+    stop: Callable[[], None] = _nothing
+    if adapter.masking:
+        layers, stop = _place_halves(model, modules, adapter)
+    else:
+        specs = {name: Spec.of(update) for name, update in adapter.layers.items()}
+        layers = inject(model, modules, specs)
+        for name, layer in layers.items():
+            make_room(layer, adapter.layers[name])
+            fill(layer, adapter.layers[name])
+            _weaken(layer, adapter.layers[name])
+    for layer in layers.values():
+        layer.requires_grad_(False)
+        layer.eval()
+    return stop
 
 
 class Attached:

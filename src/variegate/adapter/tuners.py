@@ -6,9 +6,9 @@ The one exception is T-LoRA, which PEFT has not; see `timed`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import (
@@ -267,15 +267,36 @@ def set_dropping(layer: Any, dropping: bool) -> None:
             child.train(dropping)
 
 
-def remove(model: Any) -> None:
-    """The model's own modules in their places again."""
+class Seat(NamedTuple):
+    """Where a layer of an adapter sits: `parent.child`."""
+
+    parent: nn.Module
+    child: str
+    layer: Any
+
+
+def seats(model: Any) -> list[Seat]:
+    """All layers of adapters that a model carries."""
+    found = []
     for part in PARTS:
-        root = getattr(model, part, None)
-        if root is None:
-            continue
-        for path, module in list(root.named_modules()):
+        root: Any = getattr(model, part, None)
+        for path, module in root.named_modules() if root is not None else ():
             if carries(module):
                 parent, _, child = path.rpartition(".")
-                setattr(root.get_submodule(parent), child, module.get_base_layer())
+                found.append(Seat(root.get_submodule(parent), child, module))
+    return found
+
+
+def leave(taken: Sequence[Seat]) -> None:
+    """The model's own modules in these places again."""
+    for seat in taken:
+        setattr(seat.parent, seat.child, seat.layer.get_base_layer())
+
+
+def remove(model: Any) -> None:
+    """The model's own modules in all their places again."""
+    leave(seats(model))
+    for part in PARTS:
+        root: Any = getattr(model, part, None)
         if hasattr(root, "peft_config"):
             del root.peft_config

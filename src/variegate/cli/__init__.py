@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import files, judging, making, pictures, proving
+from variegate.cli import blending, files, judging, making, pictures, proving
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -18,6 +18,7 @@ VERBS = (
     *(making.trial, making.demo),
     judging.report,
     proving.bench,
+    *(blending.blend, blending.extract, blending.resize, blending.scale, blending.merge),
     *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),
 )
 

@@ -31,7 +31,7 @@ from variegate.measurement import Label, Verdict
 def measure(
     door: Door,
     adapter: Annotated[
-        Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file (safetensors).")
+        Path | None, typer.Argument(metavar="ADAPTER", help="A LoRA file, or an ensemble's .toml.")
     ] = None,
     base: Base = None,
     images: Annotated[

@@ -87,7 +87,9 @@ def sample(
     prompt: Annotated[list[str], typer.Option(help="What to draw. Repeatable.")],
     out: Annotated[Path, typer.Option(help="Where the pictures go; those there already are kept.")],
     base: Base = None,
-    adapter: Annotated[Path | None, typer.Option(help="A LoRA file (safetensors).")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA file, or an ensemble's .toml.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
     strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
@@ -99,12 +101,13 @@ def sample(
     """Draw every prompt with every seed."""
     from variegate import recipes
     from variegate import sample as room
-    from variegate.formats import clip_skip_of, read
+    from variegate.blend.cast import open_learnt
+    from variegate.formats import clip_skip_of
     from variegate.models import load, pick_device
 
     base = base or "pocket"
     plan = recipes.read(recipes.default_for(base)).sampling
-    learnt = read(adapter).scaled(strength) if adapter else None
+    learnt = open_learnt(adapter).scaled(strength) if adapter else None
     first = seed or 0
     wanted = room.grid(prompt, range(first, first + seeds))
     out = out.resolve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from variegate import seeds
+from variegate.measure.copying import find_copies
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
 from variegate.measure.evidence import Evidence, Line, View
 from variegate.measure.uncertainty import RESAMPLES
@@ -24,6 +25,44 @@ def versus(left: Evidence, right: Evidence) -> list[Measurement | Missing]:
         if left.layout and right.layout
         else Missing(name, "features alone do not show what surrounds the subject"),
     ]
+
+
+def copies_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How much more the right adapter copies than the left: its copy rate minus the other's.
+
+    Both against their own evidence's training pictures; the prompts that both were asked are
+    resampled for both at once.
+    """
+    name = "copy_rate"
+    shares = _copied(left), _copied(right)
+    shared = sorted(shares[0].keys() & shares[1].keys())
+    if not shares[0] or not shares[1]:
+        return Missing(name, "no training pictures were given to compare with")
+    if len(shared) < 2:
+        return Missing(name, "fewer than two prompts were drawn by both adapters")
+    one, other = (np.array([own[prompt] for prompt in shared]) for own in shares)
+    rng = seeds.numpy_at(0, "measure.versus", name)
+    drawn = rng.integers(len(shared), size=(RESAMPLES, len(shared)))
+    low, high = np.quantile((other - one)[drawn].mean(1), (0.025, 0.975))
+    value = float((other - one).mean())
+    source = "the same prompts, percentile bootstrap over prompts"
+    bounds = min(float(low), value), max(float(high), value)
+    return Measurement(
+        name, value, *bounds, len(shared), "lower", "share of samples", source=source
+    )
+
+
+def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:
+    """The share of each prompt's pictures that are copies; empty where that cannot be told."""
+    copies = find_copies(evidence)
+    if copies is None:
+        return {}
+    taken = {match.picture for match in copies.matches}
+    return {
+        (line.group, line.prompt): float(np.mean([row in taken for row in line.adapter_rows]))
+        for line in evidence.lines
+        if line.adapter_rows
+    }
 
 
 def _difference(

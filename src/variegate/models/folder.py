@@ -217,7 +217,7 @@ def _fetch(name: str) -> Path:
                 f"{p}/{pattern}" for p, part in parts.items() for pattern in _names(part, variant)
             ]
             path = Path(huggingface_hub.snapshot_download(name, allow_patterns=needed))
-            if all(_weights(path, p, part) for p, part in parts.items()):
+            if all(weight_files(path, p, part) for p, part in parts.items()):
                 break
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         offline = (
@@ -293,7 +293,8 @@ def _variant(path: Path, name: str, part: Part) -> str | None:
     return None
 
 
-def _weights(path: Path, name: str, part: Part) -> list[Path]:
+def weight_files(path: Path, name: str, part: Part) -> list[Path]:
+    """The file of a part's weights that is read, or its shards."""
     whole, shards = _names(part, _variant(path, name, part))
     if (path / name / whole).is_file():
         return [path / name / whole]
@@ -301,7 +302,7 @@ def _weights(path: Path, name: str, part: Part) -> list[Path]:
 
 
 def _weight_faults(path: Path, name: str, part: Part) -> list[str]:
-    files = _weights(path, name, part)
+    files = weight_files(path, name, part)
     if not files:
         pickles = sorted(p.name for p in (path / name).glob("*") if p.suffix in PICKLES)
         if pickles:
@@ -343,7 +344,7 @@ def _fingerprint(path: Path, parts: dict[str, Part]) -> str:
     for file in [*settings, path / "scheduler" / "scheduler_config.json"]:
         digest.update(file.read_bytes())
     for name, part in parts.items():
-        for file in _weights(path, name, part):
+        for file in weight_files(path, name, part):
             digest.update(f"{name}/{file.name} {file.stat().st_size}".encode())
             digest_samples(file, digest)
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ FOREIGN = (
 )
 V_MARK = f"{NETWORK}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_SPREAD = 0.09
+ROWS = 1 << 24  # more than any weight has
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,16 @@ def read_single(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], d
 
     Raises: BaseError when weights are missing, left over, or of another shape.
     """
+    return _complete(file, dtype, _tensors)
+
+
+def _complete(
+    file: SingleFile,
+    dtype: torch.dtype,
+    tensors: Callable[[SingleFile], dict[str, Tensor]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        return _read(file, dtype)
+        return _read(file, dtype, tensors(file))
     except KeyError as error:
         raise BaseError(
             f"base model {file.path} ({file.family}): {error} is missing; the file is incomplete: "
@@ -170,12 +179,37 @@ def clip_tokenizer(*, pad: str = "<|endoftext|>") -> CLIPTokenizer:
         return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77, pad_token=pad)
 
 
-def _read(file: SingleFile, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
+def trace_single(file: SingleFile, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
+    """(the parts with addresses in the place of weights, the keys that those count from).
+
+    tensors: what the file holds. A row that lies in row j of key i has `i * ROWS + j` all over: the
+    converters move rows and never mix them, so this tells where each of a layer's rows came from.
+
+    Raises: BaseError as `read_single`.
+    """
+    keys = sorted(tensors)
+    marked = dict[str, Tensor]()
+    for i, key in enumerate(keys):
+        rows = torch.arange(len(tensors[key]) if tensors[key].ndim else 1, dtype=torch.float64)
+        shape = tensors[key].shape
+        rows = (rows + i * ROWS).view(-1, *[1] * (len(shape) - 1)) if shape else rows[0]
+        marked[key] = rows.expand(shape)
+    parts, _ = _complete(file, torch.float64, lambda _: marked)
+    return parts, keys
+
+
+def _tensors(file: SingleFile) -> dict[str, Tensor]:
     tensors = safetensors.torch.load_file(file.path)
     if file.family == "sd3":
         for part, other in file.beside.items():
             prefix = SD3_ENCODERS[part][0]
             tensors |= {prefix + k: v for k, v in safetensors.torch.load_file(other).items()}
+    return tensors
+
+
+def _read(
+    file: SingleFile, dtype: torch.dtype, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     scheduler = _scheduler(file, tensors)
     plan, parts = file.blueprint, dict[str, Any]()
     if file.family == "sd3":

@@ -22,13 +22,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from variegate.adapter import Adapter, attached
+from variegate.adapter import Adapter, Ensemble
 from variegate.errors import Interrupted, NoSpace, NotFinite, RequestError, WorkError
 from variegate.images import ImageSet, Picture
 from variegate.models import Conditioning, DiffusionModel
 from variegate.progress import Say
 from variegate.recipe import SamplingPlan
 from variegate.run import write_atomically
+from variegate.sample.chorus import voice_of, voices
 from variegate.sample.denoise import NotFiniteLatent, denoise, initial_noise
 from variegate.sample.png import as_png, key_of, parameters
 
@@ -66,7 +67,7 @@ def grid(prompts: Iterable[str], seeds: Iterable[int], *, group: str = "") -> li
 
 def sample(
     model: DiffusionModel,
-    adapter: Adapter | None,
+    adapter: Adapter | Ensemble | None,
     requests: Sequence[Request],
     *,
     plan: SamplingPlan,
@@ -79,8 +80,9 @@ def sample(
     """Draw the requests into `out` and return them in order; what is there already is kept.
 
     The noise of a picture comes from its seed alone: the same for every prompt, for base and
-    adapter, and for any neighbours in the batch. batch_size: None fits it to the memory. worn: what
-    tells apart the weights of an adapter that the model carries already, with none given here.
+    adapter, and for any neighbours in the batch; so is the member that an ensemble draws it with,
+    from prompt and seed alone. batch_size: None fits it to the memory. worn: what tells apart the
+    weights of an adapter that the model carries already, with none given here.
 
     Raises: RequestError for nothing to draw or a seed below 0, NoSpace when `out` cannot be
     written, NotFinite with prompt and seed of a picture that came to nothing, Interrupted on
@@ -100,12 +102,13 @@ def sample(
     tell("sample", len(done), len(slots), "")
     try:
         if missing:
-            with attached(model, adapter):
-                draw = _Drawer(model, plan, negative)
-                for batch, pixels in draw.batches(list(missing.values()), size):
-                    for twins, picture in zip(batch, pixels, strict=True):
-                        done |= _store(twins, picture, out, model, plan, negative)
-                    tell("sample", len(done), len(slots), batch[-1][0].request.prompt)
+            with voices(model, adapter, plan) as voice:
+                for number, looks in _by_voice(missing, adapter).items():
+                    draw = _Drawer(voice(number), plan, negative)
+                    for batch, pixels in draw.batches(looks, size):
+                        for twins, picture in zip(batch, pixels, strict=True):
+                            done |= _store(twins, picture, out, model, plan, negative)
+                        tell("sample", len(done), len(slots), batch[-1][0].request.prompt)
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"stopped after {len(done)} of {len(slots)} pictures in {out}; "
@@ -203,6 +206,16 @@ def _by_look(slots: list[_Slot]) -> dict[tuple[str, int], list[_Slot]]:
     for slot in slots:
         looks.setdefault((slot.request.prompt, slot.request.seed), []).append(slot)
     return looks
+
+
+def _by_voice(
+    missing: dict[tuple[str, int], list[_Slot]], adapter: Adapter | Ensemble | None
+) -> dict[int, list[list[_Slot]]]:
+    """What is to be drawn, by whose turn it is."""
+    voices: dict[int, list[list[_Slot]]] = {}
+    for (prompt, seed), twins in missing.items():
+        voices.setdefault(voice_of(adapter, prompt, seed), []).append(twins)
+    return voices
 
 
 def _batch_size(model: DiffusionModel) -> int:

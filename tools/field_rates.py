@@ -22,7 +22,7 @@ from variegate.bench.ailments import AILMENTS, HEALTHY  # noqa: E402
 from variegate.bench.contenders import FACTOR, FIELD  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
 
-FACTORS = (2.0, 4.0, 8.0, 16.0)
+FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from variegate.recipe import Recipe, Strategies
 Group = Literal["plain", "strategy", "kind", "knob", "field", "combination", "default"]
 # Drawn as a verdict of the product would be, in fewer denoising steps.
 QUICK = ("sampling.preset=quick", "sampling.steps=10")
-FACTOR = 6.0
+FACTOR = 16.0
 
 
 @dataclass(frozen=True)

@@ -426,7 +426,7 @@ class DecomposedUpdate(Update):
         turned = own + self.inner.delta(weight)
         axis = 0 if self.of_rows else 1
         others = [i for i in range(own.ndim) if i != axis]
-        length = turned.norm(dim=others, keepdim=True)
+        length = turned.square().sum(others, keepdim=True).sqrt()
         magnitude = self.magnitude.float().view(length.shape)
         return (magnitude * turned / length - own) * self.strength
 

@@ -260,6 +260,7 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Our entry of a header, empty when it is missing or not ours to read."""
     try:
         notes = json.loads(metadata.get(OURS, "{}"))
+        json.dumps(notes, allow_nan=False)  # what is told on is JSON, which knows no NaN
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}

@@ -15,6 +15,7 @@ from typing import Literal
 
 from variegate.formats.blocks import (
     LDM_HEADS,
+    MMDIT,
     MMDIT_HEADS,
     Place,
     Rows,
@@ -205,7 +206,7 @@ def _placed(path: str, part: str) -> Place | None:
     if not re.fullmatch(r"\w+(\.\w+)*", path):
         return None
     is_text = path.startswith(TEXT_HEADS)
-    if path.startswith(MMDIT_HEADS):
+    if path in MMDIT or path.startswith(MMDIT_HEADS):
         place = place_of_mmdit(path)
         part = "transformer"
     elif path.startswith(LDM_HEADS):
@@ -213,9 +214,9 @@ def _placed(path: str, part: str) -> Place | None:
         part = part or "unet"
     else:
         place = Place((path,))
-        if part in ("", "unet"):
-            part = "text_encoder" if is_text else part
-            part = "transformer" if path.startswith(TRANSFORMER_HEADS) else part or "unet"
+        if not part:
+            is_transformers = path.startswith(TRANSFORMER_HEADS)
+            part = "text_encoder" if is_text else "transformer" if is_transformers else "unet"
     if place is None or is_text != part.startswith("text_encoder"):
         return None
     return Place(tuple(canonical(f"{part}.{p}") for p in place.paths), place.rows)

@@ -81,7 +81,7 @@ def measure_adapter(
         seconds = seconds_to_draw(model, sampling, count)
         about = "" if seconds is None else f" Drawing takes {_spell(seconds)} at most."
         tell(foresee(plan) + about)
-    home = cache_dir() / "measured" / short_hash(adapter.read_bytes(), repr(plan), base)
+    home = cache_dir() / "measured" / short_hash(learnt.digest(), repr(plan), base)
     at = out / "samples" if out else home
     ours, theirs = draw_both(model, learnt, plan, sampling, out=at, say=say)
     return measure_sets(

@@ -63,7 +63,7 @@ def adapters(draw: Any) -> tuple[Adapter, torch.dtype]:
         kernel = (3, 3) if "samplers" in name else (1, 1) if "shortcut" in name else ()
         down = torch.randn(rank, inputs, *kernel, generator=generator).to(dtype).float()
         up = torch.randn(out, rank, *(1 for _ in kernel), generator=generator).to(dtype).float()
-        alpha = draw(st.floats(0.01, 64.0, width=32) | st.sampled_from((0.0, 1.0, float(rank))))
+        alpha = draw(st.floats(0.125, 64.0, width=32) | st.sampled_from((0.0, 1.0, float(rank))))
         layers[name] = LayerUpdate(down, up, alpha)
     return Adapter(family, layers), dtype
 

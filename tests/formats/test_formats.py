@@ -430,6 +430,15 @@ def test_a_pickle_is_refused_unopened_whatever_it_is_called(name: str, tmp_path:
     assert "can run code when opened, and is refused" in refusal(file)
 
 
+def test_a_header_that_opens_as_a_pickle_does_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    plain = save(GOOD, metadata={"x": ""})
+    length = int.from_bytes(plain[:8], "little")
+    save_file(GOOD, file, metadata={"x": "y" * (640 - length)})
+    assert file.read_bytes()[:2] == b"\x80\x02"
+    assert len(formats.read(file).layers) == 1
+
+
 def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "many.safetensors"
     save_file(GOOD, file)

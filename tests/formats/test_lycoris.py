@@ -120,7 +120,8 @@ def cases() -> dict[str, tuple[str, dict[str, Tensor], Tensor]]:
     )
 
     blocks = some(8, 4, 4)
-    found["oft"] = (LINEAR, {"oft_blocks": blocks}, turned(linear, blocks, 0.0))
+    none = torch.tensor(0)  # LyCORIS's constraint of none is a whole number
+    found["oft"] = (LINEAR, {"oft_blocks": blocks, "alpha": none}, turned(linear, blocks, 0.0))
     found["oft under a constraint"] = (
         *(LINEAR, {"oft_blocks": blocks, "alpha": torch.tensor(0.01)}),
         turned(linear, blocks, 0.01),

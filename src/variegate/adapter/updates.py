@@ -280,7 +280,7 @@ class OftUpdate(Update):
         return replace(self, strength=self.strength * strength)
 
 
-def _cayley(skew: Float[Tensor, "k b b"]) -> Float[Tensor, "k b b"]:
+def _cayley(skew: Float[Tensor, "... b b"]) -> Float[Tensor, "... b b"]:
     """(I - Q) (I + Q)^-1: a rotation for every skew Q."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype)
     turned: Tensor = torch.linalg.solve(one + skew, one - skew, left=False)

@@ -79,14 +79,21 @@ def _check(file: Path) -> None:
         raise AdapterError(f"no adapter at {file}; {hint}; expected a safetensors file")
     with file.open("rb") as stream:
         start = stream.read(8)
-    # A zip archive or a pickle's opening, whatever the file calls itself.
-    if file.suffix.lower() in PICKLES or start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
+    size = file.stat().st_size
+    # A zip archive or a pickle's opening, whatever the file calls itself; but a header of 640 bytes
+    # opens as a pickle does, and is told by a length that fits the file.
+    fits = len(start) == 8 and int.from_bytes(start, "little") <= size
+    if (
+        file.suffix.lower() in PICKLES
+        or start[:4] == b"PK\x03\x04"
+        or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" and not fits)
+    ):
         raise AdapterError(
             f"{file} is a pickle (PyTorch's old file form), which can run code when opened, and "
             "is refused; get the safetensors version of the adapter, or convert it where "
             "you trust it: safetensors.torch.save_file(torch.load(file, weights_only=True), new)"
         )
-    if (size := file.stat().st_size) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise AdapterError(
             f"{file} has {size} bytes; an adapter has at most {MAX_BYTES}; a whole model is not "
             "an adapter"

@@ -107,7 +107,7 @@ class Factors:
 def _shares(said: Spelled, slots: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Each layer's own factors out of those of a matrix that holds several, or whose halves stand
     in another order."""
-    count = len(said.layers)
+    count, parts = len(said.layers), 3 if said.rows == "thirds" else 2
     if said.rows == "swapped if last" and not _has_two_chunks(slots):
         return [slots]
     shares: list[dict[str, Tensor]] = [{} for _ in said.layers]
@@ -116,7 +116,7 @@ def _shares(said: Spelled, slots: dict[str, Tensor]) -> list[dict[str, Tensor]]:
             pieces = (tensor,) * count
         elif slot not in ROWS:
             raise Unfit(f"its {slot} cannot be shared out among {count} layers")
-        elif not tensor.ndim or tensor.shape[0] % (parts := 3 if said.rows == "thirds" else 2):
+        elif not tensor.ndim or tensor.shape[0] % parts:
             raise Unfit(f"{slot} {tuple(tensor.shape)}; its rows are not a multiple of {parts}")
         elif said.rows == "thirds":
             pieces = tensor.chunk(3)

@@ -208,7 +208,7 @@ def _placed(path: str, part: str) -> Place | None:
     is_text = path.startswith(TEXT_HEADS)
     if path in MMDIT or path.startswith(MMDIT_HEADS):
         place = place_of_mmdit(path)
-        part = "transformer"
+        part = "transformer" if part in ("", "unet") else part
     elif path.startswith(LDM_HEADS):
         place = place_of_ldm(path)
         part = part or "unet"
@@ -218,7 +218,7 @@ def _placed(path: str, part: str) -> Place | None:
             is_transformers = path.startswith(TRANSFORMER_HEADS)
             part = "text_encoder" if is_text else "transformer" if is_transformers else "unet"
     if place is None or is_text != part.startswith("text_encoder"):
-        return None
+        return None  # no such layer, or not in that network
     return Place(tuple(canonical(f"{part}.{p}") for p in place.paths), place.rows)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from variegate.adapter import Adapter
 from variegate.errors import AdapterError
 from variegate.formats import diffusers
@@ -76,8 +78,10 @@ def _adapter(container: Container, part: str = "") -> Adapter:
             identify(tensors)
         except AdapterError as error:
             raise AdapterError(f"{file}: {error}") from error
-    numbers = {key: t for key, t in tensors.items() if not key.endswith(WHOLE_NUMBERS)}
-    found.faults += finite_faults(numbers)
+    # LyCORIS stores a constraint of none as the whole number 0, in alpha's place.
+    whole = {k for k, t in tensors.items() if k.endswith(".alpha") and t.dtype == torch.int64}
+    numbers = {k: t for k, t in tensors.items() if not k.endswith(WHOLE_NUMBERS)}
+    found.faults += finite_faults({k: t for k, t in numbers.items() if k not in whole})
     if found.unknown:
         found.faults.append(f"{len(found.unknown)} keys spell no layer{_first(found.unknown)}")
     _refuse(file, found.faults)

@@ -197,6 +197,8 @@ def test_a1111_files_what_is_written_under_its_family(
         (r"C:\Users\Ann Lee\loras\owl", "owl"),
         (r"\\server\ann\owls\30_owl", "30_owl"),
         ("~/pictures/owls/", "owls"),
+        ("/home/ann", "~"),
+        (r"in C:\Users\Ann Lee", "in ~"),
         ("from file:///home/ann/owl.png", "from owl.png"),
         ("trained in /home/ann/owls", "trained in owls"),
         ('{"dirs": ["/data/ann/owls"], "n": 3}', '{"dirs": ["owls"], "n": 3}'),

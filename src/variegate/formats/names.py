@@ -105,8 +105,14 @@ OTHER_FAMILIES = (
     (("lora_unet_double_blocks", "lora_unet_single_blocks"), "Flux"),
     (("diffusion_model.double_blocks.", "transformer.single_", "lora_transformer_single_"), "Flux"),
     (("lora_prior_", "prior."), "Stable Cascade"),
-    (("transformer.blocks.", "diffusion_model.blocks.", "lora_unet_blocks_"), "a transformer"),
-    (("diffusion_model.layers.", "lora_unet_layers_", "transformer.layers."), "a transformer"),
+    (
+        ("transformer.blocks.", "diffusion_model.blocks.", "lora_unet_blocks_"),
+        "another family of transformers",
+    ),
+    (
+        ("diffusion_model.layers.", "lora_unet_layers_", "transformer.layers."),
+        "another family of transformers",
+    ),
 )
 OTHER_KINDS = (
     (re.compile(r"\.(a1|a2|b1|b2|bm)(\.weight)?$"), "GLoRA"),

@@ -1,7 +1,7 @@
 """A header's text without the folders of the machine it was written on.
 
 Trainers note where pictures and models lay, and with that the names of users. Of every absolute
-path only the last part is kept; other text stays as it is, to the letter.
+path only the last part is kept, and of a user's own folder `~`; other text stays as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ _FOLDERS = re.compile(
     r"(?<![\w:/\\.])(?:file:/*)?"
     r"(?:[A-Za-z]:[\\/]|\\\\(?=[\w.])|~\w*[\\/]|/(?=[\w.~@+-]+[\\/]))"
     r"(?:[^\"'<>|,;\r\n]*[\\/])?"
+)
+# A user's own folder, whose last part would be the user's name.
+_HOME = re.compile(
+    r"(?<![\w/\\.])(?:file:/*)?(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/\"'<>|,;\r\n]+"
+    r"[\\/]?(?=$|[\"'<>|,;\r\n])"
 )
 _JSON_STARTS = ("{", "[", '"')
 
@@ -52,7 +57,7 @@ def _walk(value: Any) -> Any:
 
 def _without(text: str) -> str:
     kept = []
-    for line in text.split("\n"):
+    for line in _HOME.sub("~", text).split("\n"):
         stripped = line.rstrip("/\\") if _FOLDERS.match(line) else line
         kept.append(_FOLDERS.sub("", stripped))
     return "\n".join(kept)

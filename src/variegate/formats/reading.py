@@ -130,7 +130,7 @@ def foreign_family(keys: list[str]) -> str | None:
     bare = [key.removeprefix("base_model.model.") for key in keys]
     for starts, family in OTHER_FAMILIES:
         if any(key.startswith(starts) for key in bare):
-            return family if family != "a transformer" else "another family of transformers"
+            return family
     return None
 
 

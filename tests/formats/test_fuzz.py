@@ -30,12 +30,42 @@ PATHS = (
     "diffusion_model.input_blocks.0.0",
     "base_model.model.text_model.encoder.layers.0.mlp.fc1",
 )
+NAMES = (
+    "lora_unet_mid_block_attentions_0_proj_in",
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+    "lora_unet_joint_blocks_0_x_block_attn_qkv",
+    "lora_unet_final_layer_adaLN_modulation_1",
+    "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    *PATHS[6:],
+)
 HEADERS = (
     "{}", "[]", "null", '{"unet.r": 4}', '{"unet.lora_alpha": 1e400}', '{"family": ["sd1"]}',
     '{"unet.alpha_pattern": {"mid_block": 3}}', '{"tlora": {"timesteps": -1}}', "[" * 3000,
     '{"unet.use_rslora": 1, "unet.lora_alpha": 8}', "/home/x/y", "<script>", '{"verdict": 3}',
     '{"unet.lora_alpha": NaN}', '{"clip_skip": true}',
 )  # fmt: skip
+
+# Layers that are whole: by suffix the sides of each factor, equal letters being of equal size.
+WHOLE = (
+    {"lora_down.weight": "ri", "lora_up.weight": "or", "alpha": ""},
+    {"lora_A.weight": "ri", "lora_B.weight": "or"},
+    {"lora_down.weight": "ri", "lora_up.weight": "or", "dora_scale": "o1"},
+    {"lora_down.weight": "ri", "lora_up.weight": "or", "dora_scale": "1i"},
+    {"lora_down.weight": "rikk", "lora_up.weight": "or11"},
+    {"lora_mid.weight": "rrkk", "lora_down.weight": "ri11", "lora_up.weight": "or11"},
+    {"hada_w1_a": "or", "hada_w1_b": "ri", "hada_w2_a": "or", "hada_w2_b": "ri"},
+    {
+        **{"hada_t1": "rrkk", "hada_w1_a": "ro", "hada_w1_b": "ri"},
+        **{"hada_t2": "rrkk", "hada_w2_a": "ro", "hada_w2_b": "ri"},
+    },
+    {"lokr_w1": "rr", "lokr_w2": "oi", "alpha": ""},
+    {"lokr_w1_a": "rr", "lokr_w1_b": "rk", "lokr_w2_a": "or", "lokr_w2_b": "ri"},
+    {"lokr_w1": "rr", "lokr_t2": "rrkk", "lokr_w2_a": "ro", "lokr_w2_b": "ri"},
+    {"oft_blocks": "rkk", "alpha": ""},
+    {"oft_blocks": "2422", "rescale": "81"},
+    {"diff": "oi", "diff_b": "o"},
+    {"w_norm": "o", "b_norm": "o"},
+)
 
 shapes = st.lists(st.integers(0, 5), max_size=5)
 keys = st.one_of(
@@ -61,14 +91,22 @@ def files(draw: Any) -> bytes:
     """A safetensors file whose tensors lie where the header says, more or less damaged."""
     header: dict[str, Any] = {}
     body = b""
-    same = draw(shapes)  # factors that fit one another are the way to the deeper checks
-    for key in draw(st.lists(keys, max_size=6)):
+    tensors: list[tuple[str, str, list[int]]] = []
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(NAMES))
+        sides = {letter: draw(st.integers(1, 4)) for letter in "oirk"}
+        kind = draw(st.sampled_from(("F32", "F16", "BF16")))
+        for suffix, letters in draw(st.sampled_from(WHOLE)).items():
+            shape = [sides.get(side) or int(side) for side in letters]
+            tensors.append((f"{name}.{suffix}", kind, shape))
+    for key in draw(st.lists(keys, max_size=2)) if draw(st.booleans()) else ():
         kind = draw(st.sampled_from(("F32", "F32", "F16", "F32", *SIZES, *ODD_KINDS)))
-        shape = same if draw(st.booleans()) else draw(shapes)
+        tensors.append((key, kind, draw(shapes)))
+    for key, kind, shape in tensors:
         count = SIZES.get(kind, 1)
         for side in shape:
             count *= side
-        fill = draw(st.sampled_from((b"\x00", b"\x3c", b"\x7f", b"\xff")))
+        fill = draw(st.sampled_from((b"\x3c", b"\x3c", b"\x3c", b"\x00", b"\x7f", b"\xff")))
         header[key] = {
             "dtype": kind,
             "shape": shape,
@@ -84,7 +122,7 @@ def files(draw: Any) -> bytes:
         )
     text = json.dumps(header, ensure_ascii=False).encode("utf8", "surrogatepass")
     data = struct.pack("<Q", len(text)) + text + body
-    damage = draw(st.integers(0, 7))
+    damage = draw(st.integers(0, 9))
     if damage == 0:
         data = data[: draw(st.integers(0, len(data)))]
     elif damage == 1:

@@ -102,13 +102,32 @@ def strategies_text(menu: list[dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-def facts_text(facts: dict[str, Any]) -> str:
-    """One fact per line; long or nested ones are cut, the JSON has them whole."""
-    lines = []
-    for key, value in facts.items():
-        text = " ".join(str(value).split())
-        lines.append(f"{key}: {text if len(text) <= 200 else text[:197] + '...'}")
-    return printable("\n".join(lines), keep="\n")
+def adapter_text(facts: dict[str, Any]) -> str:
+    """What is in a file: one fact per line, then its metadata, then a line for each layer. Long
+    texts are cut, the JSON has more of them."""
+    layers = facts.get("layer_facts") or []
+    plain = {k: v for k, v in facts.items() if k not in ("layer_facts", "metadata")}
+    parts = ["\n".join(_fact_lines(plain))]
+    if facts["metadata"]:
+        parts.append(_listed("Metadata", _fact_lines(facts["metadata"])))
+    if layers:
+        parts.append(_listed("Layers", [_layer_line(layer) for layer in layers]))
+    return printable("\n\n".join(parts), keep="\n")
+
+
+def _fact_lines(facts: dict[str, Any]) -> list[str]:
+    texts = {" ".join(key.split()): " ".join(str(value).split()) for key, value in facts.items()}
+    return [f"{k}: {text if len(text) <= 200 else text[:197] + '...'}" for k, text in texts.items()]
+
+
+def _layer_line(layer: dict[str, Any]) -> str:
+    words = [layer["name"], layer["kind"]]
+    for key in ("rank", "alpha", "norm", "effective_rank"):
+        if layer[key] is not None:
+            words.append(f"{key.replace('_', ' ')} {layer[key]:.4g}")
+    if values := layer["singular_values"]:
+        words.append(f"singular values {values[0]:.3g} to {values[-1]:.3g}")
+    return "  ".join(words)
 
 
 def _listed(title: str, lines: list[str]) -> str:

@@ -16,6 +16,7 @@ from variegate.drawn import draw_both
 from variegate.encoders import Encoder, load_encoders
 from variegate.errors import Interrupted, RunError
 from variegate.formats import read as read_adapter
+from variegate.formats import stamp
 from variegate.images import ImageSet
 from variegate.judged import keep_verdict, write_json
 from variegate.measure import Evidence, fit_advice, gather, measure, prompt_plan
@@ -108,6 +109,7 @@ def _tell_story(
     verdict = measure(evidence)
     verdict = replace(verdict, advice=fit_advice(verdict.advice, recipe))
     keep_verdict(run.folder, verdict, evidence, learnt)
+    stamp(run.adapter_file, verdict)
     run.journal("phase", name="verdict", labels=list(verdict.labels))
     say("measure", 1, 1, "")
     say("report", 0, 1, "")

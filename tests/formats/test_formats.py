@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from variegate import formats
 from variegate.adapter import Adapter, LayerUpdate
 from variegate.errors import AdapterError, NoSpace, NotFinite
-from variegate.formats.names import canonical, kohya_name, layer_of_kohya, module_path
+from variegate.formats.names import canonical, kohya_name, module_path, spelled
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
 BLOCK = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -89,9 +89,16 @@ def every_layer(pipeline: Any) -> list[str]:
     ]
 
 
+def layer_of_kohya(name: str) -> str | None:
+    said = spelled(f"{name}.alpha")
+    return said.layers[0] if said else None
+
+
 def test_every_layer_name_survives_kohyas_underscores(pipeline: Any) -> None:
     for layer in every_layer(pipeline):
-        assert layer_of_kohya(kohya_name(layer)) == layer
+        name = kohya_name(layer)
+        assert name is not None
+        assert layer_of_kohya(name) == layer
 
 
 def test_the_text_encoders_kohya_names_are_those_of_the_field(adapter: Adapter) -> None:
@@ -290,10 +297,10 @@ def test_sd2_of_velocity_is_filed_as_such() -> None:
 
 def test_convert_keeps_the_numbers_and_their_precision(adapter: Adapter, tmp_path: Path) -> None:
     half = formats.write(adapter, tmp_path / "half.safetensors", dtype=torch.float16)
-    target = formats.convert(half, tmp_path / "new" / "d.safetensors", "diffusers")
+    target, _ = formats.convert(half, tmp_path / "new" / "d.safetensors", "diffusers")
     assert {t.dtype for t in load_file(target).values()} == {torch.float16}
     assert_same(formats.read(half), formats.read(target))
-    back = formats.convert(target, tmp_path / "back.safetensors", "kohya")
+    back, _ = formats.convert(target, tmp_path / "back.safetensors", "kohya")
     assert {k: v.dtype for k, v in load_file(back).items()} == {
         k: v.dtype for k, v in load_file(half).items()
     }
@@ -314,13 +321,13 @@ def test_inspect_tells_what_is_in_a_file(adapter: Adapter, tmp_path: Path) -> No
 
 def test_inspect_tells_of_a_foreign_kind_without_failing(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
-    save_file({"lora_unet_mid_block_x.hada_t1": torch.ones(2, 2)}, file, {"a": "<b>" * 9999})
+    save_file({"lora_unet_mid_block_x.a1.weight": torch.ones(2, 2)}, file, {"a": "<b>" * 9999})
     facts = formats.inspect(file)
-    assert facts["kind"] == "LoHa with a Tucker core"
-    assert "LoRA, DoRA, LoHa and LoKr are read" in facts["problem"]
+    assert facts["kind"] == "GLoRA"
+    assert "LoHa, LoKr, OFT and BOFT of LyCORIS" in facts["problem"]
     assert len(facts["metadata"]["a"]) < 2100
-    save_file({"lora_te2_x.lora_down.weight": torch.ones(2, 2)}, file)
-    assert formats.inspect(file)["family"] == "Stable Diffusion XL"
+    save_file({"lora_unet_double_blocks_0_x.lora_down.weight": torch.ones(2, 2)}, file)
+    assert formats.inspect(file)["family"] == "Flux"
 
 
 @pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (512, "unknown")])
@@ -370,19 +377,20 @@ GOOD = {f"{STEM}.lora_down.weight": torch.ones(2, 3), f"{STEM}.lora_up.weight": 
         ({"lora_unet_no_such_block.lora_down.weight": torch.ones(1)}, "1 keys spell no layer"),
         ({f"{STEM}.extra": torch.ones(1)}, f'("{STEM}.extra")'),
         ({f"{STEM}.dora_scale": torch.ones(1)}, "expected one length for each of 3 rows"),
-        ({f"{STEM}.dora_scale": torch.ones(1, 3)}, "lengths of columns, as of old, are not read"),
-        ({f"{STEM}.lora_magnitude_vector": torch.ones(3)}, "DoRA in the form of diffusers"),
+        ({f"{STEM}.dora_scale": torch.ones(1, 4)}, "or for each column"),
+        ({f"{STEM}.lora_magnitude_vector": torch.ones(4)}, "one length for each of 3 rows"),
         ({f"{STEM}.hada_w1_a": torch.ones(3, 2)}, "factors of several kinds: loha, lora"),
         ({f"{OTHER}.hada_w1_a": torch.ones(3, 2)}, "expected four matrices"),
         ({f"{OTHER}.lokr_w1": torch.ones(3, 2)}, "w2 is neither whole nor a product of two"),
-        ({f"{OTHER}.lokr_t2": torch.ones(3, 2)}, "LoKr with a Tucker core"),
-        ({f"{OTHER}.oft_blocks": torch.ones(3, 2, 2)}, "OFT of LyCORIS, which turns outputs"),
+        ({f"{OTHER}.lokr_t2": torch.ones(3, 2)}, "its core has no two matrices beside it"),
+        ({f"{OTHER}.oft_blocks": torch.ones(3, 2, 1)}, "expected square blocks"),
+        ({f"{OTHER}.diff": torch.ones(())}, "its difference is a single number"),
         ({f"{OTHER}.oft_input_blocks": torch.ones(3, 2)}, "no block has so many numbers"),
         ({f"{OTHER}.boft_rotations": torch.ones(2, 3, 2, 2)}, "expected rotations and a scale"),
         ({f"{OTHER}.sparse_values": torch.ones(3)}, "whole numbers for their places"),
-        ({f"{STEM}.lora_mid.weight": torch.ones(1)}, "Tucker core"),
-        ({"lora_te2_text_model_x.alpha": torch.ones(1)}, "made for Stable Diffusion XL"),
-        ({"transformer.blocks.0.lora_A.weight": torch.ones(1)}, "this family comes later"),
+        ({f"{STEM}.lora_mid.weight": torch.ones(1)}, "a kernel between two 1x1 kernels"),
+        ({"lora_te3_encoder_block_0.alpha": torch.ones(1)}, "was made for T5"),
+        ({"transformer.blocks.0.lora_A.weight": torch.ones(1)}, "another family of transformers"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused_with_what_is_wrong(
@@ -422,6 +430,15 @@ def test_a_pickle_is_refused_unopened_whatever_it_is_called(name: str, tmp_path:
     assert "can run code when opened, and is refused" in refusal(file)
 
 
+def test_a_header_that_opens_as_a_pickle_does_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    plain = save(GOOD, metadata={"x": ""})
+    length = int.from_bytes(plain[:8], "little")
+    save_file(GOOD, file, metadata={"x": "y" * (640 - length)})
+    assert file.read_bytes()[:2] == b"\x80\x02"
+    assert len(formats.read(file).layers) == 1
+
+
 def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "many.safetensors"
     save_file(GOOD, file)
@@ -444,7 +461,7 @@ def test_a_wrong_path_is_refused_with_what_lies_near(tmp_path: Path) -> None:
         ("[1]", "expected an object"),
         ('{"unet.lora_alpha": "many"}', "expected a number"),
         ('{"unet.alpha_pattern": {"(a+)+$": 3}}', "is an expression"),
-        ('{"unet.use_dora": true}', "DoRA"),
+        ('{"unet.peft_type": "LOHA"}', "say peft_type 'LOHA'"),
         ("[" * 100_000, "is no JSON"),
     ],
 )

@@ -299,9 +299,11 @@ def test_the_pipeline_reads_what_is_written_for_its_family(
             factor.data.copy_(torch.randn(factor.shape, generator=draw) * 0.2)
     adapter = on.adapter()
     on.detach()
-    file = formats.write(adapter, tmp_path / "a.safetensors")
-    with pytest.raises(AdapterError, match="kohya's names are not written for"):
-        formats.write(adapter, tmp_path / "b.safetensors", "kohya")
+    # The tiny XL has one ResNet block to a level, which no original names fit; see tests/formats.
+    file = formats.write(adapter, tmp_path / "a.safetensors", "diffusers")
+    if kind == "sd3":
+        with pytest.raises(AdapterError, match="kohya's names are not written for"):
+            formats.write(adapter, tmp_path / "b.safetensors", "kohya")
     back = formats.read(file)
     assert back.family == model.family
     assert back.layers.keys() == adapter.layers.keys()

@@ -322,7 +322,7 @@ def test_a_tloras_file_is_a_lora_of_twice_the_rank_for_every_tool(
     assert formats.inspect(file)["rank"] == 8
     assert formats.inspect(file)["kind"] == "tlora"
     assert {u.rank for u in found.layers.values()} == {8}
-    target = formats.convert(file, tmp_path / "d.safetensors", "diffusers")
+    target, _ = formats.convert(file, tmp_path / "d.safetensors", "diffusers")
     assert formats.read(target).masking == found.masking
     on = attach(model, plan_of("tlora"), seed=1)
     with pytest.raises(AdapterError, match="from a checkpoint"):

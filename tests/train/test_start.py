@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import write_tiny_sd
+from safetensors.torch import load_file, save_file
+from tests.tiny import write_tiny_sd, write_tiny_sdxl
 from tests.train.scenes import tiny_recipe, write_pictures
 
 from variegate import formats
@@ -99,3 +100,38 @@ def test_another_file_in_its_place_is_refused_and_so_is_another_kind(
 def test_a_file_that_is_not_there_is_told(place: Path, model: Any, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="nowhere"):
         train(going_on(place, tmp_path / "nowhere.safetensors"), out=tmp_path / "run", model=model)
+
+
+def test_somebodys_lora_of_xl_is_gone_on_with_under_the_original_names(
+    place: Path, tmp_path: Path
+) -> None:
+    """Names and parts as kohya's trainer for XL writes them, of ranks and alphas of its own."""
+    base = write_tiny_sdxl(tmp_path / "xl")
+    xl = load(str(base))
+    stems = {
+        "lora_unet_middle_block_1_transformer_blocks_1_attn2_to_k": (32, 40),
+        "lora_unet_middle_block_1_proj_in": (32, 32),
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_ff_net_2": (16, 64),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": (32, 16),
+        "lora_te2_text_model_encoder_layers_1_self_attn_out_proj": (24, 24),
+    }
+    stored = {}
+    for rank, (stem, (out, inputs)) in enumerate(stems.items(), start=1):
+        stored[f"{stem}.lora_down.weight"] = torch.randn(rank, inputs)
+        stored[f"{stem}.lora_up.weight"] = torch.randn(out, rank) * 0.01
+        stored[f"{stem}.alpha"] = torch.tensor(1.5)
+    file = tmp_path / "theirs.safetensors"
+    save_file(stored, file, metadata={"ss_base_model_version": "sdxl_base_v1-0"})
+    recipe = tiny_recipe(
+        *(base, place / "images"),
+        adapter={"rank": 2, "start": str(file)},
+        optimizer={"steps": 2},
+        strategies={},
+    )
+    run = train(recipe, out=tmp_path / "run", model=xl)
+    before, after = formats.read(file).layers, formats.read(run.adapter_file).layers
+    assert set(after) == set(before)
+    assert {n: u.rank for n, u in after.items()} == {n: u.rank for n, u in before.items()}
+    assert any(not torch.equal(u.up, after[n].up) for n, u in before.items())  # type: ignore[attr-defined]
+    keys = set(load_file(run.adapter_file))
+    assert keys == set(stored)

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from variegate import seeds
 from variegate.adapter.begin import first_factors, first_places, specs_of
 from variegate.adapter.noun import Adapter, Masking, halves, joined
-from variegate.adapter.places import PARTS, find, label, refuse_second, targets
+from variegate.adapter.places import (
+    LAID_KINDS,
+    PARTS,
+    entry_of,
+    find,
+    label,
+    refuse_second,
+    targets,
+)
 from variegate.adapter.timed import Clock, TimedLora, last_components
 from variegate.adapter.timed import Factors as TimedFactors
 from variegate.adapter.tuners import (
@@ -69,6 +77,12 @@ def attached_in_turn(model: Any, adapters: Sequence[Adapter]) -> Iterator[Callab
     Raises: AdapterError as `attached`.
     """
     refuse_second(model)
+    for adapter in adapters:
+        if laid := {u.kind for u in adapter.layers.values()} & set(LAID_KINDS):
+            raise AdapterError(
+                f"an adapter that changes {', '.join(sorted(laid))} themselves cannot take turns "
+                "with others; use LoRA files, or merge it into the base"
+            )
     held: list[list[Seat]] = []
     stops: list[Callable[[], None]] = []
     on: list[Seat] = []
@@ -102,12 +116,14 @@ def _put_on(model: Any, adapter: Adapter) -> Callable[[], None]:
     if adapter.masking:
         layers, stop = _place_halves(model, modules, adapter)
     else:
-        specs = {name: Spec.of(update) for name, update in adapter.layers.items()}
-        layers = inject(model, modules, specs)
+        laid = {n: u for n, u in adapter.layers.items() if u.kind in LAID_KINDS}
+        specs = {n: Spec.of(u) for n, u in adapter.layers.items() if n not in laid}
+        layers = inject(model, {name: modules[name] for name in specs}, specs)
         for name, layer in layers.items():
             make_room(layer, adapter.layers[name])
             fill(layer, adapter.layers[name])
             _weaken(layer, adapter.layers[name])
+        stop = _lay_on(modules, laid)
     for layer in layers.values():
         layer.requires_grad_(False)
         layer.eval()
@@ -442,6 +458,28 @@ def _place(
             clock.stop()
 
     return layers, stop
+
+
+def _lay_on(modules: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> Callable[[], None]:
+    """Changed copies in the places of weights and biases, and what puts the own ones back."""
+    own = {name: modules[name]._parameters[entry_of(name)] for name in updates}
+
+    def back() -> None:
+        for name, parameter in own.items():
+            modules[name]._parameters[entry_of(name)] = parameter
+
+    try:
+        for name, update in updates.items():
+            parameter = own[name]
+            assert parameter is not None
+            changed = parameter.detach().float() + update.delta(parameter).to(parameter.device)
+            modules[name]._parameters[entry_of(name)] = nn.Parameter(
+                changed.to(parameter.dtype), requires_grad=False
+            )
+    except BaseException:
+        back()
+        raise
+    return back
 
 
 def _as_lora(factors: TimedFactors) -> LayerUpdate:

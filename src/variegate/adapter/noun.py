@@ -91,6 +91,8 @@ class Adapter:
         for name, update in sorted(self.layers.items()):
             factors = update.factors()
             scales = [getattr(update, key, None) for key in ("alpha", "strength")]
+            if constraint := getattr(update, "constraint", None):
+                scales.append(constraint)
             scale = repr(scales[0]) if scales[1] is None else repr(scales)
             shape = tuple(next(iter(factors.values())).shape)
             digest.update(f"{name} {scale} {shape}".encode())

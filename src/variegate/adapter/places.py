@@ -34,6 +34,8 @@ CONVOLUTION = (
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 # Kinds that turn or mask a matrix; see recipe.MatrixLayers.
 MATRIX_KINDS = ("oft", "boft", "sparse")
+# Kinds that no layer of PEFT can hold: their delta is laid on the weight itself.
+LAID_KINDS = ("full", "decomposed", "turned")
 
 
 def targets(model: Any, plan: AdapterPlan) -> Iterator[tuple[str, nn.Module]]:
@@ -60,11 +62,13 @@ def find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:
     missing, misfits, found = [], [], {}
     for name, update in adapter.layers.items():
         module = _module(model, name)
-        if module is None:
+        own = None if module is None else module._parameters.get(entry_of(name))
+        known = update.kind == "full" or isinstance(module, nn.Linear | nn.Conv2d)
+        if module is None or own is None or not known:
             missing.append(name)
             continue
         found[name] = module
-        shape = tuple(module.weight.shape)
+        shape = tuple(own.shape)
         matrix = isinstance(module, nn.Linear) or update.kind not in MATRIX_KINDS
         if not (matrix and update.fits(shape)):
             misfits.append(f"{name}: layer {shape}, update {update.size}")
@@ -82,8 +86,13 @@ def find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:
     return found
 
 
+def entry_of(name: str) -> str:
+    """Which of its module's tensors a layer changes."""
+    return "bias" if name.endswith(".bias") else "weight"
+
+
 def _module(model: Any, name: str) -> Any:
-    part, _, path = name.partition(".")
+    part, _, path = name.removesuffix(".bias").partition(".")
     root = getattr(model, part, None) if part in PARTS else None
     if root is None:
         return None
@@ -95,7 +104,7 @@ def _module(model: Any, name: str) -> Any:
             continue
         if carries(module):
             raise AdapterError(f"{label(model)} already carries an adapter; let that go first")
-        return module if isinstance(module, nn.Linear | nn.Conv2d) else None
+        return module
     return None
 
 

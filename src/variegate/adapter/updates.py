@@ -280,7 +280,7 @@ class OftUpdate(Update):
         return replace(self, strength=self.strength * strength)
 
 
-def _cayley(skew: Float[Tensor, "k b b"]) -> Float[Tensor, "k b b"]:
+def _cayley(skew: Float[Tensor, "... b b"]) -> Float[Tensor, "... b b"]:
     """(I - Q) (I + Q)^-1: a rotation for every skew Q."""
     one = torch.eye(skew.shape[-1], dtype=skew.dtype)
     turned: Tensor = torch.linalg.solve(one + skew, one - skew, left=False)
@@ -348,6 +348,144 @@ class SparseUpdate(Update):
 
     def scaled(self, strength: float) -> SparseUpdate:
         return replace(self, values=self.values * strength)
+
+
+@dataclass(frozen=True)
+class FullUpdate(Update):
+    """The whole difference of one tensor: a weight of any shape, a norm's, or a bias."""
+
+    kind: ClassVar[str] = "full"
+    difference: Tensor
+
+    @property
+    def size(self) -> tuple[int | None, int]:
+        return len(self.difference), self.difference[0].numel()
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return shape == tuple(self.difference.shape)
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        """The dense update, shaped as the tensor it changes."""
+        return self.difference.float()
+
+    def _delta(self, weight: Float[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
+        return self.difference.float().reshape(len(self.difference), -1)
+
+    def spectrum(self, weight: Tensor | None = None) -> Float[Tensor, " k"]:
+        """The singular values as a matrix, largest first; of a vector its length."""
+        values: Tensor = torch.linalg.svdvals(self._delta(None).double())
+        return values.float()
+
+    def scaled(self, strength: float) -> FullUpdate:
+        return replace(self, difference=self.difference * strength)
+
+
+@dataclass(frozen=True)
+class DecomposedUpdate(Update):
+    """Learnt lengths over any update: W + delta = m V / |V|, V = W + the update's own delta.
+
+    magnitude: `[out, 1...]`, lengths of rows, or `[1, in...]`, of columns (of a convolution: of all
+    that reads one channel). A LoRA with lengths of rows is a `DoraUpdate`.
+    Source: LyCORIS, `modules/locon.py`, `apply_weight_decompose`.
+    """
+
+    kind: ClassVar[str] = "decomposed"
+    needs_weight: ClassVar[bool] = True
+    magnitude: Float[Tensor, "a ..."]
+    inner: Update
+    strength: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.inner.rank
+
+    @property
+    def size(self) -> tuple[int | None, int]:
+        return self.inner.size
+
+    @property
+    def alpha(self) -> float:
+        """Of the update within; kinds without one have none here either."""
+        return float(getattr(self.inner, "alpha"))  # noqa: B009
+
+    @property
+    def of_rows(self) -> bool:
+        return self.magnitude.shape[0] == self.magnitude.numel()
+
+    def factors(self) -> dict[str, Tensor]:
+        return {"magnitude": self.magnitude, **self.inner.factors()}
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        lengths = shape[0] if self.of_rows else shape[1]
+        return self.inner.fits(shape) and self.magnitude.numel() == lengths
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        if weight is None:
+            return super().delta(weight)
+        own = weight.detach().float().cpu()
+        turned = own + self.inner.delta(weight)
+        axis = 0 if self.of_rows else 1
+        others = [i for i in range(own.ndim) if i != axis]
+        length = turned.square().sum(others, keepdim=True).sqrt()
+        magnitude = self.magnitude.float().view(length.shape)
+        return (magnitude * turned / length - own) * self.strength
+
+    def _delta(self, weight: Float[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
+        raise AssertionError("its lengths are of the weight in its own shape: see delta")
+
+    def scaled(self, strength: float) -> DecomposedUpdate:
+        return replace(self, strength=self.strength * strength)
+
+
+@dataclass(frozen=True)
+class TurnedUpdate(Update):
+    """OFT and BOFT as LyCORIS has them, of the outputs: W + delta = s R' W, each block of R being
+    (I + Q) (I - Q)^-1 with Q = B - B'; in BOFT a product of such turns under butterfly
+    permutations, each of them R and not R'.
+
+    blocks: B, `[k, b, b]`, or `[m, k, b, b]` for m factors. constraint: the norm of Q is at most
+    that times the number of outputs; 0 for none. rescale: s of each output, `[out, 1...]`.
+    Source: LyCORIS, `modules/diag_oft.py` and `modules/boft.py`, `make_weight`.
+    """
+
+    kind: ClassVar[str] = "turned"
+    needs_weight: ClassVar[bool] = True
+    blocks: Float[Tensor, "... k b b"]
+    constraint: float = 0.0
+    rescale: Float[Tensor, "out ..."] | None = None
+    strength: float = 1.0
+
+    @property
+    def size(self) -> tuple[int | None, int]:
+        return self.blocks.shape[-3] * self.blocks.shape[-1], 0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return shape[0] == self.size[0]
+
+    def _delta(self, weight: Float[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
+        assert weight is not None
+        skew = self.blocks.float()
+        skew = skew - skew.mT
+        most = self.constraint * len(weight)
+        if most > 0:
+            skew = skew * min(1.0, most / (float(skew.norm()) + 1e-8))
+        turns = _cayley(-skew)
+        turned = weight
+        if turns.ndim == 3:
+            turned = torch.block_diag(*turns).T @ weight
+        else:
+            for i, blocks in enumerate(turns):
+                # Outputs 2^i half blocks apart stand side by side; PEFT's inputs (`_butterfly`)
+                # stand by half blocks.
+                apart = 2**i * blocks.shape[-1] // 2
+                order = torch.arange(len(weight)).view(-1, 2, apart).mT.reshape(-1)
+                turned = (torch.block_diag(*blocks) @ turned[order])[order.argsort()]
+        if self.rescale is not None:
+            turned = self.rescale.float().view(-1, 1) * turned
+        return (turned - weight) * self.strength
+
+    def scaled(self, strength: float) -> TurnedUpdate:
+        return replace(self, strength=self.strength * strength)
 
 
 UPDATES: dict[str, type[Update]] = {

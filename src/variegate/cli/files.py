@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,11 +27,11 @@ def inspect(
     door: Door,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file (safetensors).")],
 ) -> None:
-    """What is in a LoRA file: family, format, rank, alpha, layers, metadata."""
+    """What is in a LoRA file: family, format, kind, ranks, norms, spectra, hashes, metadata."""
     from variegate import formats
 
     facts = formats.inspect(file)
-    door.answer(facts, answers.facts_text(facts))
+    door.answer(facts, answers.adapter_text(facts))
 
 
 @verb
@@ -40,13 +40,33 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA file (safetensors).")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     to: Annotated[Literal["kohya", "diffusers", "peft"], typer.Option(help="Key names to use.")],
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Kinds that are no LoRA as whole differences: exact.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Kinds that are no LoRA as the nearest of this rank.")
+    ] = None,
+    sidecar: Annotated[
+        bool, typer.Option("--sidecar", help="Write the JSON that A1111 reads beside the file.")
+    ] = False,
+    preview: Annotated[
+        Path | None, typer.Option(help="With --sidecar: a picture for A1111's card.")
+    ] = None,
 ) -> None:
     """Rewrite a LoRA file with other key names; the update stays the same."""
+    if preview is not None and not sidecar:
+        raise RequestError("--preview goes with --sidecar: A1111 shows it beside the JSON")
     from variegate import formats
 
-    written = formats.convert(source, target, to).resolve()
-    facts = formats.inspect(written)
-    door.answer(facts, f"{written}: {facts['layers']} layers in {to} form")
+    written, kept = formats.convert(source, target, to, dense=dense, rank=rank)
+    beside = formats.write_sidecar(written, preview=preview) if sidecar else []
+    facts: dict[str, Any] = {**formats.inspect(written), "kept": None}
+    told = f"{written.resolve()}: {facts['layers']} layers in {to} form"
+    if kept is not None and kept.layers:
+        facts["kept"] = {"least": kept.least, "mean": kept.mean, "layers": kept.layers}
+        told += f"; {kept.layers} cut to rank {rank}, which keeps {kept.mean:.1%} of them"
+    facts["sidecar"] = [str(path.resolve()) for path in beside]
+    door.answer(facts, told)
 
 
 @verb

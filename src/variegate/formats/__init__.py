@@ -1,16 +1,20 @@
 """Adapter files: told apart, read, written, converted. Safetensors only.
 
-`kohya` is the public form of SD 1 and 2 (diffusers, ComfyUI and A1111 read it); `diffusers`, the
-one for SDXL and SD 3, is one file with `lora_A`/`lora_B` names and PEFT's settings in the header;
-`peft` is a folder per model as PEFT saves it.
+`kohya` is the public form of SD 1, 2 and XL (diffusers, ComfyUI and A1111 read it); `diffusers`,
+the one for SD 3, is one file with `lora_A`/`lora_B` names and PEFT's settings in the header; `peft`
+is a folder per model as PEFT saves it. The forms of LyCORIS, ComfyUI and OneTrainer are read too.
 """
 
+from variegate.formats.inspecting import inspect
 from variegate.formats.metadata import clip_skip_of, describe, own_notes, trigger_of
-from variegate.formats.reading import Form, identify, inspect, read
-from variegate.formats.writing import convert, write
+from variegate.formats.names import Source
+from variegate.formats.reading import identify, read
+from variegate.formats.sidecar import write_sidecar
+from variegate.formats.writing import Form, convert, stamp, write
 
 __all__ = [
     "Form",
+    "Source",
     "clip_skip_of",
     "convert",
     "describe",
@@ -18,6 +22,8 @@ __all__ = [
     "inspect",
     "own_notes",
     "read",
+    "stamp",
     "trigger_of",
     "write",
+    "write_sidecar",
 ]

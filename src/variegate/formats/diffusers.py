@@ -2,7 +2,8 @@
 
 No layer carries its alpha in these files. It stands in the header, as the JSON of PEFT's
 settings under `lora_adapter_metadata`; without that header alpha is the rank. PEFT's own form is
-a folder per model: `unet/adapter_model.safetensors` beside `unet/adapter_config.json`.
+a folder per model: `unet/adapter_model.safetensors` beside `unet/adapter_config.json`. A DoRA's
+lengths of rows are `lora_magnitude_vector`.
 """
 
 from __future__ import annotations
@@ -12,50 +13,40 @@ import re
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from variegate.adapter import Adapter, LayerUpdate
+from variegate.adapter.updates import DoraUpdate
 from variegate.errors import AdapterError
 from variegate.formats.factors import Factors
-from variegate.formats.names import canonical, layer_of_diffusers, layer_of_path, module_path
+from variegate.formats.names import canonical, module_path
 
 HEADER = "lora_adapter_metadata"
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+HELD = ("lora", "dora")
 
 
-def factors(tensors: dict[str, Tensor], part: str = "") -> Factors:
-    """The layers' factors; keys that spell no layer are left over.
-
-    part: whose layers they are, where the keys do not say.
-    """
-    found = Factors()
-    for key, tensor in tensors.items():
-        if key.endswith((".alpha", ".network_alpha")):
-            found.put(layer_of_path(key.rpartition(".")[0], part), "alpha", tensor, key)
-        elif spelled := layer_of_diffusers(key, part):
-            found.put(*spelled, tensor, key)
-        else:
-            found.unknown.append(key)
-    return found
-
-
-def tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
+def tensors(adapter: Adapter) -> dict[str, Tensor]:
     """What to store in one file for diffusers."""
     stored: dict[str, Tensor] = {}
-    for layer, update in _plain(adapter).items():
-        stored[f"{canonical(layer)}.lora_A.weight"] = update.down.to(dtype)
-        stored[f"{canonical(layer)}.lora_B.weight"] = update.up.to(dtype)
+    for layer, update in _held(adapter).items():
+        stored |= _named(canonical(layer), update)
     return stored
 
 
-def part_tensors(adapter: Adapter, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def part_tensors(adapter: Adapter, part: str) -> dict[str, Tensor]:
     """What to store in PEFT's folder for one model, under the module paths of today."""
     stored: dict[str, Tensor] = {}
     for layer, update in _of_part(adapter, part).items():
-        path = f"base_model.model.{_own_path(layer, adapter.family)}"
-        stored[f"{path}.lora_A.weight"] = update.down.to(dtype)
-        stored[f"{path}.lora_B.weight"] = update.up.to(dtype)
+        stored |= _named(f"base_model.model.{_own_path(layer, adapter.family)}", update)
+    return stored
+
+
+def _named(name: str, update: LayerUpdate) -> dict[str, Tensor]:
+    stored = {f"{name}.lora_A.weight": update.down, f"{name}.lora_B.weight": update.up}
+    if isinstance(update, DoraUpdate):
+        shape = [1, -1, 1, 1] if update.up.ndim == 4 else [-1]
+        stored[f"{name}.lora_magnitude_vector"] = update.magnitude.view(shape)
     return stored
 
 
@@ -84,7 +75,7 @@ def part_settings(adapter: Adapter, part: str) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(u.kind == "dora" for u in updates.values()),
     }
 
 
@@ -112,8 +103,12 @@ def alphas_of_header(text: str, found: Factors) -> dict[str, float]:
 def alphas_of_settings(settings: dict[str, Any], found: Factors, part: str) -> dict[str, float]:
     """Each layer's alpha by PEFT's settings for one model; rsLoRA's scale alpha / sqrt(r) is
     turned into ours, alpha / r."""
-    if settings.get("use_dora"):
-        raise AdapterError("the file's settings say DoRA (use_dora); only plain LoRA is read")
+    kind = settings.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(
+            f"the settings beside the file say peft_type {kind!r:.40}; expected LORA: of PEFT's "
+            "kinds, LoRA and DoRA are read"
+        )
     pattern = settings.get("alpha_pattern") or {}
     whole = settings.get("lora_alpha")
     if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
@@ -125,16 +120,23 @@ def alphas_of_settings(settings: dict[str, Any], found: Factors, part: str) -> d
     literal = {_literal(key): float(value) for key, value in pattern.items()}
     alphas: dict[str, float] = {}
     for layer, slots in found.layers.items():
-        if not layer.startswith(f"{part}.") or "down" not in slots:
+        if not layer.startswith(f"{part}.") or "down" not in slots or not slots["down"].ndim:
             continue
-        path, rank = f".{module_path(layer)}", slots["down"].shape[0]
-        alpha = float(rank if whole is None else whole)
-        for name, value in literal.items():
-            if path.endswith(f".{name.removeprefix('text_model.')}"):
-                alpha = value
-                break
+        rank = slots["down"].shape[0]
+        alpha = _longest_match(literal, layer)
+        if alpha is None:
+            alpha = float(rank if whole is None else whole)
         alphas[layer] = alpha * rank**0.5 if settings.get("use_rslora") else alpha
     return alphas
+
+
+def _longest_match(alphas: dict[str, float], layer: str) -> float | None:
+    """What the pattern says of a layer: PEFT asks for an end of its path."""
+    parts = f".{module_path(layer)}".split(".")
+    for n in range(len(parts)):
+        if (alpha := alphas.get(".".join(parts[n:]))) is not None:
+            return alpha
+    return None
 
 
 def settings_of_text(text: str, where: str) -> dict[str, Any]:
@@ -164,19 +166,26 @@ def _literal(pattern: str) -> str:
             f"{HEADER}: the alpha_pattern entry {pattern!r:.80} is an expression; expected the "
             "path of a module"
         )
-    return name
+    return name.removeprefix("text_model.")
 
 
 def _of_part(adapter: Adapter, part: str) -> dict[str, LayerUpdate]:
-    return {n: u for n, u in _plain(adapter).items() if n.startswith(f"{part}.")}
+    return {n: u for n, u in _held(adapter).items() if n.startswith(f"{part}.")}
 
 
-def _plain(adapter: Adapter) -> dict[str, LayerUpdate]:
-    """Raises: AdapterError when these forms cannot hold a layer's kind."""
+def _held(adapter: Adapter) -> dict[str, LayerUpdate]:
+    """Raises: AdapterError when these forms cannot hold a layer's kind, or not beside another."""
     for name, update in adapter.layers.items():
-        if update.kind != "lora":
+        if update.kind not in HELD:
             raise AdapterError(
-                f"{name} is a {update.kind} layer; the forms of diffusers and PEFT hold plain LoRA "
-                "here; write kohya's form"
+                f"{name} is a {update.kind} layer; the forms of diffusers and PEFT hold LoRA and "
+                "DoRA; write kohya's form, or have it made a LoRA (--rank R, which may lose some)"
             )
-    return {n: u for n, u in adapter.layers.items() if isinstance(u, LayerUpdate)}
+    layers = {n: u for n, u in adapter.layers.items() if isinstance(u, LayerUpdate)}
+    for part in PARTS:
+        if len({u.kind for n, u in layers.items() if n.startswith(f"{part}.")}) > 1:
+            raise AdapterError(
+                f"some layers of the {part} are LoRA and some DoRA; PEFT has one setting for all "
+                "of a model; write kohya's form"
+            )
+    return layers

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from variegate.adapter import Adapter, Masking, Update
 from variegate.errors import AdapterError
+from variegate.formats.privacy import without_folders
 
 OURS = "variegate"
 # What other tools are told of a kind: the module that trained it, and its arguments.
@@ -29,6 +30,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": True, "wd_on_output": True}),
     "loha": ("lycoris.kohya", {"algo": "loha"}),
     "lokr": ("lycoris.kohya", {"algo": "lokr"}),
+    "full": ("lycoris.kohya", {"algo": "full"}),
+    "turned": ("lycoris.kohya", {"algo": "diag-oft"}),
 }
 OWN_KEYS = {
     "oft": "oft_input_blocks: upper triangles of skew blocks Q; W R', R = (I - Q) (I + Q)^-1 for "
@@ -109,7 +112,11 @@ def describe(
 def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[str, str]:
     """The whole header for a file: the adapter's own notes, defaults where they are silent, and
     what follows from the tensors (rank, alpha, hashes) in place of what they may say of it."""
-    given = {k: str(v) for k, v in adapter.metadata.items() if k != "lora_adapter_metadata"}
+    given = {
+        k: without_folders(str(v))
+        for k, v in adapter.metadata.items()
+        if k != "lora_adapter_metadata"
+    }
     family = adapter.family if adapter.family in VERSIONS else "sd1"
     header = {
         **describe(name=stem, family=family, notes={}),
@@ -117,6 +124,10 @@ def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[
         OURS: json.dumps({"family": adapter.family}),
         **given,
     }
+    if family == adapter.family and filed_as(header) != family:
+        # What the tensors are counts, or A1111 hides the adapter from the models it is for.
+        told = describe(family=family)
+        header |= {key: told[key] for key in ("ss_v2", "ss_base_model_version")}
     if "modelspec.architecture" not in given:
         header["modelspec.architecture"] = _architecture(header["ss_base_model_version"])
     ranks = {update.rank for update in adapter.layers.values() if update.rank}
@@ -136,6 +147,15 @@ def complete(adapter: Adapter, stored: dict[str, Tensor], *, stem: str) -> dict[
         "modelspec.implementation": "diffusers",
     }
     return header | _hashes(stored, header)
+
+
+def filed_as(header: Mapping[str, str]) -> str:
+    """The family that A1111 takes a file of this header for: its rule, where SD 3 has no word."""
+    if header.get("ss_base_model_version", "").startswith("sdxl_"):
+        return "sdxl"
+    if header.get("ss_base_model_version", "") == VERSIONS["sd3"]:
+        return "sd3"
+    return "sd2" if header.get("ss_v2") == "True" else "sd1"
 
 
 def _kind_notes(adapter: Adapter) -> dict[str, Any]:
@@ -240,6 +260,7 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Our entry of a header, empty when it is missing or not ours to read."""
     try:
         notes = json.loads(metadata.get(OURS, "{}"))
+        json.dumps(notes, allow_nan=False)  # what is told on is JSON, which knows no NaN
     except (ValueError, RecursionError):
         return {}
     return notes if isinstance(notes, dict) else {}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -271,7 +270,7 @@ def test_ctrl_c_leaves_a_folder_that_goes_on(model: DiffusionModel, tmp_path: Pa
 
     def interrupt(phase: str, done: int, total: int, note: str) -> None:
         if done == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread, at once
 
     with pytest.raises(Interrupted, match="after 1 of 3 pictures") as caught:
         sample(model, None, requests, plan=PLAN, out=tmp_path, batch_size=1, say=interrupt)

@@ -217,7 +217,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 
     def say(phase: str, done: int, total: int, note: str) -> None:
         if phase == "train" and done == 4:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     with pytest.raises(Interrupted, match=r"train --resume '.*my run'") as stopped:
         train(recipe, out=folder, model=model, say=say)
@@ -236,9 +236,9 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
         import os, runpy, signal, sys
         stop_on_signals = runpy.run_path(sys.argv[1])["stop_on_signals"]
         with stop_on_signals() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert stop.signal == signal.SIGTERM
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             raise SystemExit("still alive")
         """
     )

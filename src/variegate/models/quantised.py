@@ -1,0 +1,123 @@
+"""Frozen linear layers held in 8 or 4 bits, their weights worked out again whenever they are read.
+
+optimum-quanto rounds. Its own layers are not taken: they keep their inputs for the backward pass,
+and have a compiler unpack their 4 bits (C++ on a CPU, CUDA on a GPU). Here codes and scales are
+plain buffers, and `weight` is a property: whoever stands on a layer's weight (DoRA, spectra, caps)
+reads what the layer answers with.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from variegate.errors import RecipeError
+
+Bits = Literal[8, 4]
+GROUPS = (128, 64, 32)  # inputs that share a scale in 4 bits: the largest that divides a row
+
+
+def quantise(network: nn.Module, bits: Bits) -> None:
+    """Let every linear layer of a frozen network hold its weight in so many bits, in place.
+
+    8: round(127 w / max|w|), a scale for each output. 4: sixteen steps from the least to the
+    largest of a group of inputs. Convolutions, norms, embeddings and biases stay as they are.
+    Raises: RecipeError when optimum-quanto is not there.
+    """
+    quanto = find_quanto()
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            # Not those derived from it, whose owners read their weights in ways of their own.
+            if type(child) is nn.Linear and child.out_features > 1:
+                setattr(module, name, QuantisedLinear(child, bits, quanto))
+
+
+def find_quanto() -> Any:
+    """Raises: RecipeError with the line that installs what is missing."""
+    try:
+        return importlib.import_module("optimum.quanto")
+    except ImportError as error:
+        raise RecipeError(
+            "memory.base_bits needs the package 'optimum-quanto', which cannot be imported "
+            f"({error}); pip install 'variegate[quantised]', or leave memory.base_bits out"
+        ) from error
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer whose weight takes 8 or 4 bits per number, and its scales."""
+
+    codes: Tensor
+    scale: Float[Tensor, "g 1"]
+    shift: Float[Tensor, "g 1"] | None
+
+    def __init__(self, layer: nn.Linear, bits: Bits, quanto: Any) -> None:
+        nn.Module.__init__(self)  # nn.Linear's would make a weight
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        self.dtype = layer.weight.dtype
+        weight = layer.weight.detach().float()  # half precision would round the scales
+        for name, part in _rounded(weight, bits, quanto).items():
+            self.register_buffer(name, part)
+        self.train(layer.training)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """What the layer answers with, as a new tensor."""
+        return _read(self.codes, self.scale, self.shift, self.in_features, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            x, self.bias, self.codes, self.scale, self.shift, self.in_features, self.dtype
+        )
+        return answer
+
+
+def _rounded(weight: Float[Tensor, "o i"], bits: Bits, quanto: Any) -> dict[str, Tensor | None]:
+    """The codes of a weight, the scale of each group, and what is taken off after scaling."""
+    if bits == 8:
+        scale = quanto.AbsmaxOptimizer()(weight, quanto.qint8, 0)
+        held = quanto.quantize_weight(weight, quanto.qint8, 0, scale, optimized=False)
+        return {"codes": held._data, "scale": scale, "shift": None}
+    group = next((size for size in GROUPS if weight.shape[1] % size == 0), None)
+    scale, shift = quanto.MaxOptimizer()(weight, quanto.qint4, 0, group)
+    held = quanto.quantize_weight(weight, quanto.qint4, 0, scale, shift, group, optimized=False)
+    return {"codes": held._data._data, "scale": scale, "shift": shift}
+
+
+def _read(
+    codes: Tensor, scale: Tensor, shift: Tensor | None, inputs: int, dtype: torch.dtype
+) -> Float[Tensor, "o i"]:
+    if shift is None:
+        return (codes * scale).to(dtype)
+    # The lower halves of all bytes are the first groups, the upper halves the others.
+    numbers = torch.cat([codes & 15, codes >> 4])[: len(scale)]
+    return (numbers * scale - shift).view(-1, inputs).to(dtype)
+
+
+class _Product(torch.autograd.Function):
+    """x W' + b, keeping the codes alone for the backward pass; plain autograd would keep W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        codes: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        inputs: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale, shift)
+        ctx.read, ctx.given = (inputs, dtype), x.dtype
+        return F.linear(x, _read(codes, scale, shift, inputs, dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight = _read(*ctx.saved_tensors, *ctx.read)
+        return (gradient @ weight.to(gradient.dtype)).to(ctx.given), *[None] * 6

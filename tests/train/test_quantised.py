@@ -261,6 +261,23 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert all(torch.equal(one[n].down, two[n].down) for n in one)
 
 
+def test_putting_an_adapter_on_and_off_changes_no_code_and_no_scale(place: Path) -> None:
+    """In half precision too, which scales would not survive."""
+    model = load(str(place / "base"), bits=8, dtype=torch.bfloat16)
+    held = {n: b.clone() for n, b in model.unet.named_buffers()}
+    assert {b.dtype for n, b in held.items() if n.endswith("scale")} == {torch.float32}
+    for kind in ("lora", "tlora", "dora"):
+        plan = Recipe.build({"adapter": {"kind": kind, "rank": 2}}).adapter
+        on = attach(model, plan, seed=0)
+        begun = on.adapter()
+        on.detach()
+        with attached(model, begun):
+            assert ask(model).isfinite().all()
+    found = dict(model.unet.named_buffers())
+    assert found.keys() == held.keys()
+    assert all(torch.equal(b, held[n]) and b.dtype == held[n].dtype for n, b in found.items())
+
+
 # --- what is told -----------------------------------------------------------------------------
 
 

@@ -431,7 +431,9 @@ def _place_halves(
         pairs[name] = (learnt, start)
     layers, stop = _place(model, modules, pairs, adapter.masking)
     for name, layer in layers.items():
-        layer.to(modules[name].weight.dtype)
+        own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        for tensor in own:  # not the base's: scales of one held in few bits stay float32
+            tensor.data = tensor.data.to(modules[name].weight.dtype)
     return layers, stop
 
 

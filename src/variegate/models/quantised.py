@@ -25,7 +25,7 @@ GROUPS = (128, 64, 32)  # inputs that share a scale in 4 bits: the largest that 
 def quantise(network: nn.Module, bits: Bits) -> None:
     """Let every linear layer of a frozen network hold its weight in so many bits, in place.
 
-    8: round(127 w / max|w|), a scale for each output. 4: sixteen steps from the least to the
+    8: round(127 w / max|w|), a scale for each output. 4: sixteen levels from the least to the
     largest of a group of inputs. Convolutions, norms, embeddings and biases stay as they are.
     Raises: RecipeError when optimum-quanto is not there.
     """

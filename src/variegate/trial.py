@@ -71,12 +71,7 @@ def _tell_story(
 ) -> tuple[dict[str, Any], Evidence]:
     run = Run.create(out, recipe)
     pictures = ImageSet.read(Path(recipe.images))
-    model = model or load_model(
-        recipe.base,
-        device=pick_device(),
-        clip_skip=recipe.clip_skip,
-        t5_tokenizer=recipe.t5_tokenizer,
-    )
+    model = model or _load_whole(recipe)
     looked = audit(
         pictures,
         trigger=recipe.trigger or None,
@@ -84,7 +79,13 @@ def _tell_story(
         say=lambda stage: say(f"audit {stage}", 0, 0, ""),
     )
     write_json(run.folder / "audit.json", looked.to_json())
-    run = train(recipe, out=out, model=model, say=say)
+    if recipe.memory.base_bits:
+        # Learnt on a base in few bits, judged on the one that it will be used on.
+        model = None
+        run = train(recipe, out=out, say=say)
+        model = _load_whole(recipe)
+    else:
+        run = train(recipe, out=out, model=model, say=say)
     plan = prompt_plan(
         recipe.class_noun,
         recipe.trigger,
@@ -117,6 +118,15 @@ def _tell_story(
     say("report", 1, 1, "")
     document = {**result(run), "report": str(page), "verdict": verdict.to_json()}
     return document, evidence
+
+
+def _load_whole(recipe: Recipe) -> DiffusionModel:
+    return load_model(
+        recipe.base,
+        device=pick_device(),
+        clip_skip=recipe.clip_skip,
+        t5_tokenizer=recipe.t5_tokenizer,
+    )
 
 
 def demo(

@@ -138,7 +138,7 @@ def test_what_is_counted_small_is_what_is_kept_large(model: Any, on: Attached) -
     )
     assert checkpointed < plain / 2
     parts = (model.unet, model.vae, model.text_encoder)
-    everything = sum(p.nbytes for part in parts for p in part.parameters())
+    everything = sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
     assert needs.weights + needs.factors == everything
 
 

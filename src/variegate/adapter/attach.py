@@ -199,10 +199,9 @@ class Attached:
                 self._layers[name].lora_A[SLOT].weight.mul_(share)
                 self._layers[name].lora_B[SLOT].weight.mul_(share)
 
-    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def base_weights(self) -> Mapping[str, Tensor]:
         """The frozen weight under each update."""
-        for name, layer in self._layers.items():
-            yield name, layer.get_base_layer().weight
+        return _Weights(self._layers)
 
     def between_factors(self, change: Callable[[Tensor], Tensor]) -> None:
         """Have what stands between down and up changed in training, never while it is watched.
@@ -338,6 +337,24 @@ class Attached:
                 place.copy_(factors[name])
 
 
+class _Weights(Mapping[str, Tensor]):
+    """Weights under layers, each read when it is asked for: a base that is held in few bits works
+    it out then, and all at once would take the memory that it saves."""
+
+    def __init__(self, layers: Mapping[str, Any]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight: Tensor = self._layers[name].get_base_layer().weight
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
 def attach(model: Any, plan: AdapterPlan, *, seed: int) -> Attached:
     """Put a fresh trainable adapter on a model, so that nothing changes yet.
 
@@ -430,7 +447,9 @@ def _place_halves(
         pairs[name] = (learnt, start)
     layers, stop = _place(model, modules, pairs, adapter.masking)
     for name, layer in layers.items():
-        layer.to(modules[name].weight.dtype)
+        own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        for tensor in own:  # not the base's: scales of one held in few bits stay float32
+            tensor.data = tensor.data.to(modules[name].weight.dtype)
     return layers, stop
 
 

@@ -62,7 +62,9 @@ def find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:
     missing, misfits, found = [], [], {}
     for name, update in adapter.layers.items():
         module = _module(model, name)
-        own = None if module is None else module._parameters.get(entry_of(name))
+        own = getattr(module, entry_of(name), None)
+        if module is not None and update.kind in LAID_KINDS:
+            own = module._parameters.get(entry_of(name))  # what few bits hold takes no laying on
         known = update.kind == "full" or isinstance(module, nn.Linear | nn.Conv2d)
         if module is None or own is None or not known:
             missing.append(name)

@@ -32,6 +32,7 @@ from variegate.models.folder import (
     locate,
     open_folder,
 )
+from variegate.models.quantised import Bits, quantise
 from variegate.models.sd import StableDiffusion
 from variegate.models.sd3 import StableDiffusion3
 from variegate.models.sdxl import StableDiffusionXL
@@ -65,6 +66,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     clip_skip: int = 1,
     t5_tokenizer: str | Path | None = None,
+    bits: Bits | None = None,
 ) -> DiffusionModel:
     """The base behind "pocket", a diffusers folder, a .safetensors checkpoint, or a hub name of the
     form owner/name.
@@ -72,6 +74,7 @@ def load(
     clip_skip: as A1111 counts, 1 for the text encoder's own last layer; see `DiffusionModel`.
     t5_tokenizer: a folder, tokenizer.json or spiece.model for the third text encoder of SD 3; None:
     the folder tokenizer_3 in the base's folder or beside its file.
+    bits: hold the linear layers of the network and its text encoders in so many; see `quantise`.
 
     Raises: BaseError when it is missing, incomplete, a pickle, or of another family.
     """
@@ -97,18 +100,24 @@ def load(
     fingerprint += f"-t5{digest_t5_tokenizer(told)}" if told else ""
     _check_fit(name, layout, parts)
     _check_skip(name, parts, clip_skip)
-    for part in parts.values():
+    fingerprint += f"-skip{clip_skip}" if clip_skip > 1 else ""
+    fingerprint += f"-{bits}bit" if bits else ""
+    for part_name, part in parts.items():
         if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval().to(device)
+            part.requires_grad_(False).eval()
+            if bits and part_name != "vae":
+                quantise(part, bits)  # before it is moved: the device never holds it whole
+            part.to(device)
     model: DiffusionModel = MODELS[layout](
         name=name,
-        id=fingerprint if clip_skip == 1 else f"{fingerprint}-skip{clip_skip}",
+        id=fingerprint,
         family=_family(layout, parts),
         pocket=path == POCKET,
         scheduler_config=config,
         device=torch.device(device),
         dtype=dtype,
         clip_skip=clip_skip,
+        bits=bits,
         notes=_notes(name, layout, parts),
         **parts,
         **options,

@@ -165,6 +165,11 @@ class Memory(Entry):
     gradient_checkpointing: bool | None = Field(
         None, description="work activations out again in the backward pass. None: as vram needs"
     )
+    base_bits: Literal[8, 4] | None = Field(
+        None,
+        description="bits per weight of the base's linear layers, text encoders' too, while it is "
+        "trained on; None: whole, in the run's precision",
+    )
     compile: bool = Field(
         False,
         description="torch.compile of the network's blocks: minutes first, then faster on "

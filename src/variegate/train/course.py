@@ -37,7 +37,7 @@ class Course:
         self.panel = panels and Panel(run, learner, panels, looks=self.every)
         asked = run.recipe.probes.intruders
         self.intruders = Intruders(
-            dict(learner.on.base_weights()),
+            learner.on.base_weights(),
             most=MOST_INTRUDERS if asked is None else asked,
             seed=run.recipe.seed,
         )

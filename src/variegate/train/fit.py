@@ -78,7 +78,8 @@ class Needs:
 
 
 def load_base(recipe: Recipe) -> Any:
-    """The base on the best device, its frozen weights in the precision that the run works in."""
+    """The base on the best device, its frozen weights in the precision that the run works in, or in
+    as few bits as it asks for."""
     device = models.pick_device()
     dtype = DTYPES[precision_of(recipe, device)]
     return models.load(
@@ -87,6 +88,7 @@ def load_base(recipe: Recipe) -> Any:
         dtype=dtype,
         clip_skip=recipe.clip_skip,
         t5_tokenizer=recipe.t5_tokenizer,
+        bits=recipe.memory.base_bits,
     )
 
 
@@ -200,14 +202,15 @@ def settle(recipe: Recipe, model: Any, on: Attached, *, rows: int, side: int) ->
                 least = min(least, total)
                 if total <= memory.vram * GIB:
                     chosen = kind.model_copy(update={"micro_batch": size if size < rows else None})
-                    held = next(model.unet.parameters()).dtype == DTYPES[precision]
-                    weights = f"{precision}{' weights' if held else ' passes, weights as given'}"
+                    weights = f"{precision}{_held(model, precision)}"
                     why = _sentence(memory.vram, total, weights, checkpointing, chosen, rows)
                     return Means(chosen, precision, checkpointing, why)
+    fewer = "" if model.bits == 4 else f", or memory.base_bits={4 if model.bits else 8}"
     raise RecipeError(
         f"memory.vram: {memory.vram:g} GiB do not hold this run, which takes about "
         f"{least / GIB:.1f} GiB at the least ({needs.weights / GIB:.1f} of them weights in "
-        f"{precision}): use a smaller resolution or rank, or a smaller base"
+        f"{f'{model.bits} bits' if model.bits else precision}): use a smaller resolution or rank, "
+        f"or a smaller base{fewer}"
     )
 
 
@@ -232,7 +235,7 @@ def count(model: Any, on: Attached, *, precision: Precision, side: int) -> Needs
         found += [fixed, row + growth * (whole**2 - small**2)]
     parts = _frozen(model)
     learnt = {id(p) for _, p in on.named_parameters()}
-    weights = sum(p.nbytes for part in parts for p in part.parameters() if id(p) not in learnt)
+    weights = sum(t.nbytes for part in parts for t in _tensors(part) if id(t) not in learnt)
     factors = sum(p.nbytes for _, p in on.named_parameters())
     return Needs(weights, factors, *found)
 
@@ -240,7 +243,7 @@ def count(model: Any, on: Attached, *, precision: Precision, side: int) -> Needs
 def _kept(model: Any, precision: Precision, side: int, rows: int) -> tuple[int, int]:
     """(bytes that autograd keeps of one pass, the same with gradient checkpointing)."""
     frozen = _frozen(model)
-    seen = {_storage(p) for part in frozen for p in part.parameters()}
+    seen = {_storage(t) for part in frozen for t in _tensors(part)}
     kept, units, entering = 0, list[int](), 0
 
     def pack(tensor: Tensor) -> None:
@@ -277,6 +280,12 @@ def _frozen(model: Any) -> list[nn.Module]:
     return [part for part in vars(model).values() if isinstance(part, nn.Module)]
 
 
+def _tensors(part: nn.Module) -> Iterator[Tensor]:
+    """All that a network holds; layers in few bits hold theirs as buffers."""
+    yield from part.parameters()
+    yield from part.buffers()
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -297,6 +306,14 @@ def _kinds(plan: OptimizerPlan, cuda: bool) -> list[OptimizerPlan]:
     if type(plan) is not AdamW or not cuda or importlib.util.find_spec("bitsandbytes") is None:
         return [plan]
     return [plan, AdamW8bit(**plan.model_dump(exclude={"kind"}))]
+
+
+def _held(model: Any, precision: Precision) -> str:
+    """In what the weights are, beside a precision."""
+    if model.bits:
+        return f" passes, weights in {model.bits} bits"
+    same = next(model.network.parameters()).dtype == DTYPES[precision]
+    return " weights" if same else " passes, weights as given"
 
 
 def _sentence(

@@ -104,6 +104,13 @@ def _check_fit(model: Any, recipe: Recipe) -> None:
             f"clip_skip: found {recipe.clip_skip}, but the model that was handed over was loaded "
             f"with {model.clip_skip}; load it with the recipe's"
         )
+    if model.bits != recipe.memory.base_bits:
+        found = f"in {model.bits} bits" if model.bits else "whole"
+        raise RecipeError(
+            f"memory.base_bits: found {recipe.memory.base_bits}, but the model that was handed "
+            f"over holds its weights {found}, and is never changed; load it with "
+            f"bits={recipe.memory.base_bits}, or hand none over"
+        )
     model.sampler(recipe.sampling.sampler)
 
 

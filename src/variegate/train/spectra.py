@@ -35,7 +35,7 @@ def spectra(on: Attached, step: int) -> tuple[list[Measurement], dict[str, dict[
     updates are not one product of two factors."""
     if not on.is_low_rank:
         return [], {}
-    weights = dict(on.base_weights())
+    weights = on.base_weights()
     layers: dict[str, dict[str, float]] = {}
     with torch.no_grad():
         for names, of in grams(on.low_rank()).values():

@@ -22,7 +22,7 @@ class CapSpectrum(Strategy):
     def attached(self, on: Attached) -> None:
         self.limits = {
             name: self.share * float(torch.linalg.matrix_norm(weight.float().flatten(1), 2))
-            for name, weight in on.base_weights()
+            for name, weight in on.base_weights().items()
         }
 
     def moved(self, on: Attached, step: int) -> None:

@@ -202,6 +202,8 @@ def _by_contender(rows: Rows) -> dict[str, dict[tuple[str, int], Mapping[str, An
 
 def as_text(found: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
+    if not found["cells"]:
+        return "0 cells: no run is in this table; `variegate bench` makes some"
     lines = [f"{found['cells']} cells"]
     for title, board in (("core ailments", found["core"]), ("all ailments", found["all"])):
         if not board or (title == "all ailments" and len(found["core"]) == len(board)):

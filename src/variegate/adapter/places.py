@@ -32,6 +32,12 @@ CONVOLUTION = (
     *("downsamplers.0.conv", "upsamplers.0.conv"),
 )
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+FAMILIES = {
+    "sd1": "Stable Diffusion 1",
+    "sd2": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3",
+}
 # Kinds that turn or mask a matrix; see recipe.MatrixLayers.
 MATRIX_KINDS = ("oft", "boft", "sparse")
 # Kinds that no layer of PEFT can hold: their delta is laid on the weight itself.
@@ -82,7 +88,8 @@ def find(model: Any, adapter: Adapter) -> dict[str, nn.Module]:
         if misfits:
             facts.append(f"{len(misfits)} have another shape, first {misfits[0]}")
         raise AdapterError(
-            f"the adapter (family {adapter.family}) does not fit {label(model)}: "
+            f"the adapter, of {FAMILIES.get(adapter.family, adapter.family)}, does not fit "
+            f"{label(model)}: "
             f"{'; '.join(facts)}; use the base model that it was trained on"
         )
     return found

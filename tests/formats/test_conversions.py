@@ -199,7 +199,7 @@ def test_a1111_files_what_is_written_under_its_family(
         ("~/pictures/owls/", "owls"),
         ("/home/ann", "~"),
         (r"in C:\Users\Ann Lee", "in ~"),
-        ("from file:///home/ann/owl.png", "from owl.png"),
+        ("from file:///pictures/ann/owl.png", "from owl.png"),
         ("trained in /home/ann/owls", "trained in owls"),
         ('{"dirs": ["/data/ann/owls"], "n": 3}', '{"dirs": ["owls"], "n": 3}'),
         ('{"/data/ann/owls": {"img_count": 3}}', '{"owls": {"img_count": 3}}'),

@@ -2,8 +2,8 @@
 
 All begin from the same plain recipe, so that a strategy's effect is its own. The field's settings
 are those that other trainers ship or document for one subject on Stable Diffusion 1.x, with one
-common factor on their learning rates, since the pocket is small: `FACTOR`, chosen so that the
-diffusers setting reaches its best likeness there (`variegate bench --rates`).
+common factor on their learning rates, since the pocket is small: `FACTOR`, the best of those
+tried by the diffusers setting's likeness there (`tools/field_rates.py`).
 """
 
 from __future__ import annotations

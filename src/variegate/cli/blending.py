@@ -106,17 +106,7 @@ def blend(
     else:
         if greedy:
             assert jury is not None
-            from variegate.blend.soup import greedy_soup
-
-            soup = greedy_soup(members, jury.score(by or room.BY), rank=rank)
-            made = soup.blended
-            told["soup"] = {
-                "taken": [told["members"][i] for i in soup.members],
-                "tastings": [
-                    {"members": list(t.members), "score": t.score, "stayed": t.stayed}
-                    for t in soup.tastings
-                ],
-            }
+            made, told["soup"] = _soup(members, told["members"], jury.score(by or room.BY), rank)
         else:
             from variegate.blend.together import blend as together
 
@@ -216,6 +206,19 @@ def merge(
     written = room(base, read(adapter), out, strength=strength)
     document = {"model": str(written), "strength": strength}
     door.answer(document, f"{written}: {base} with {adapter} at strength {strength:g}")
+
+
+def _soup(
+    members: list[Adapter], names: list[str], score: Any, rank: int | None
+) -> tuple[Blended, dict[str, Any]]:
+    """A greedy soup, and what was tasted on the way to it."""
+    from variegate.blend.soup import greedy_soup
+
+    soup = greedy_soup(members, score, rank=rank)
+    tastings = [
+        {"members": list(t.members), "score": t.score, "stayed": t.stayed} for t in soup.tastings
+    ]
+    return soup.blended, {"taken": [names[i] for i in soup.members], "tastings": tastings}
 
 
 def _check_blend(

@@ -34,6 +34,7 @@ from variegate.train.data import (
 )
 from variegate.train.fit import Means, compiled, laid_out, load_base, read_means, settle
 from variegate.train.learner import Learner
+from variegate.train.packed import packed
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Setting, Strategy, cook, spare
 from variegate.train.watch import Watch
@@ -92,7 +93,8 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         say("load base", 0, 0, run.recipe.base)
         model = model or load_base(run.recipe)
         _check_fit(model, run.recipe)
-        with laid_out(model), compiled(model, run.recipe.memory.compile):
+        compiling = run.recipe.memory.compile
+        with laid_out(model), packed(model, not compiling), compiled(model, compiling):
             _train(run, model, images, stop, say)
     return run
 

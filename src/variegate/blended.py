@@ -15,7 +15,7 @@ from variegate.device import pick_device
 from variegate.drawn import draw_both
 from variegate.encoders import Encoder, load_encoders
 from variegate.errors import RequestError
-from variegate.formats import clip_skip_of, own_notes, trigger_of
+from variegate.formats import own_notes, reading_of, trigger_of
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import short_hash
 from variegate.measure import Evidence, PlannedPrompt, gather, measure, prompt_plan
@@ -87,7 +87,7 @@ class Judge:
         class_noun = class_noun or str(own_notes(told).get("class", ""))
         train = ImageSet.read(train_images) if train_images else None
         eyes = tuple(load_encoders(encoders))
-        model = load_model(base, device=pick_device(), clip_skip=clip_skip_of(told))
+        model = load_model(base, device=pick_device(), **reading_of(told))
         plan = prompt_plan(
             class_noun,
             trigger,

@@ -15,7 +15,7 @@ from variegate.elsewhere import check_free, measure_sets, names_word
 from variegate.encoders import load_encoders
 from variegate.encoders.faces import load_faces
 from variegate.errors import NoSpace, RequestError
-from variegate.formats import clip_skip_of, own_notes, trigger_of
+from variegate.formats import own_notes, reading_of, trigger_of
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import link, short_hash
 from variegate.measure import PlannedPrompt, Verdict, foresee, prompt_plan
@@ -67,7 +67,7 @@ def measure_adapter(
     model = load_model(
         base,
         device=pick_device(),
-        clip_skip=clip_skip_of(learnt.metadata),
+        **reading_of(learnt.metadata),
         t5_tokenizer=t5_tokenizer,
     )
     sampling = recipes.read(recipes.default_for(base)).sampling

@@ -125,6 +125,7 @@ def _load_whole(recipe: Recipe) -> DiffusionModel:
         recipe.base,
         device=pick_device(),
         clip_skip=recipe.clip_skip,
+        zero_terminal_snr=recipe.zero_terminal_snr,
         t5_tokenizer=recipe.t5_tokenizer,
     )
 

@@ -271,10 +271,39 @@ def test_clip_skip_is_part_of_what_a_run_stands_on(images: Path, tmp_path: Path)
     one_file, two_file = (formats.read(runs[skip].adapter_file).metadata for skip in (1, 2))
     assert two_file["ss_clip_skip"] == "2"
     assert "ss_clip_skip" not in one_file
-    assert [formats.clip_skip_of(found) for found in (one_file, two_file)] == [1, 2]
+    assert [formats.reading_of(f)["clip_skip"] for f in (one_file, two_file)] == [1, 2]
     again = tiny_recipe(tmp_path / "base", images, clip_skip=2, **entries)
     with pytest.raises(RecipeError, match="clip_skip: found 2, but the model"):
         train(again, out=tmp_path / "other", model=load(str(tmp_path / "base")))
+
+
+def test_pure_noise_is_trained_on_where_it_is_asked_for(images: Path, tmp_path: Path) -> None:
+    """Training's noise levels, the file, and the base that the file is drawn with agree."""
+    base = str(write_tiny_sd(tmp_path / "base", "v_prediction"))
+    plain, pure = load(base), load(base, zero_terminal_snr=True)
+    theirs = write_tiny_sd(
+        tmp_path / "rescaled",
+        "v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    assert torch.equal(pure.schedule.alpha_bar, load(str(theirs)).schedule.alpha_bar)
+    assert pure.schedule.alpha_bar[-1] == 0 < plain.schedule.alpha_bar[-1]
+    assert pure.id != plain.id
+    entries: dict[str, Any] = {"optimizer": {"steps": 1}, "probes": {"every": 9, "triples": 3}}
+    recipe = tiny_recipe(tmp_path / "base", images, zero_terminal_snr=True, **entries)
+    run = train(recipe, out=tmp_path / "run")
+    said = formats.read(run.adapter_file).metadata
+    assert said["ss_zero_terminal_snr"] == "True"
+    assert load(base, **formats.reading_of(said)).id == pure.id
+    with pytest.raises(RecipeError, match="zero_terminal_snr: found True, but the model"):
+        train(recipe, out=tmp_path / "other", model=plain)
+
+
+def test_a_base_that_predicts_noise_cannot_be_shown_pure_noise(tmp_path: Path) -> None:
+    base = str(write_tiny_sd(tmp_path / "base"))
+    with pytest.raises(BaseError, match=r"it predicts noise.*noise_offset"):
+        load(base, zero_terminal_snr=True)
 
 
 def test_a_sampler_that_cannot_follow_a_flow_is_refused_before_training(

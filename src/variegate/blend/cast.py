@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from variegate.adapter import Adapter, Ensemble, Way
 from variegate.blend.notes import shared_notes
 from variegate.errors import AdapterError, NoSpace
-from variegate.formats import clip_skip_of, read
+from variegate.formats import read, reading_of
 from variegate.run import write_atomically
 
 NAME = "ensemble.toml"
@@ -68,11 +68,16 @@ def read_ensemble(file: Path) -> Ensemble:
         raise AdapterError(f"{file} describes no ensemble:\n{_faults(error)}") from error
     places = [file.parent / Path(member.file).expanduser() for member in told.member]
     members = [_read_member(place, file) for place in places]
-    if len(skips := {clip_skip_of(member.metadata) for member in members}) > 1:
-        raise AdapterError(
-            f"{file}: its members were trained at clip_skip {sorted(skips)}; one base reads a "
-            "prompt in one way; take members of one"
-        )
+    readings = [reading_of(member.metadata) for member in members]
+    for name, found in (
+        ("clip_skip", {r["clip_skip"] for r in readings}),
+        ("zero_terminal_snr", {r["zero_terminal_snr"] for r in readings}),
+    ):
+        if len(found) > 1:
+            raise AdapterError(
+                f"{file}: its members were trained at {name} {sorted(found)}; one base is read in "
+                "one way; take members of one"
+            )
     weights = tuple(member.weight for member in told.member)
     return Ensemble(tuple(members), weights, told.way, shared_notes(members))
 

@@ -102,7 +102,7 @@ def sample(
     from variegate import recipes
     from variegate import sample as room
     from variegate.blend.cast import open_learnt
-    from variegate.formats import clip_skip_of
+    from variegate.formats import reading_of
     from variegate.models import load, pick_device
 
     base = base or "pocket"
@@ -111,8 +111,8 @@ def sample(
     first = seed or 0
     wanted = room.grid(prompt, range(first, first + seeds))
     out = out.resolve()
-    skip = clip_skip_of(learnt.metadata) if learnt else 1
-    model = load(base, device=pick_device(), clip_skip=skip, t5_tokenizer=t5_tokenizer)
+    reading = reading_of(learnt.metadata if learnt else {})
+    model = load(base, device=pick_device(), **reading, t5_tokenizer=t5_tokenizer)
     changes: dict[str, Any] = {"steps": steps, "guidance_scale": guidance}
     changes["sampler"] = model.nearest_sampler(plan.sampler)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})

@@ -6,7 +6,7 @@ is a folder per model as PEFT saves it. The forms of LyCORIS, ComfyUI and OneTra
 """
 
 from variegate.formats.inspecting import inspect
-from variegate.formats.metadata import clip_skip_of, describe, own_notes, trigger_of
+from variegate.formats.metadata import Reading, describe, own_notes, reading_of, trigger_of
 from variegate.formats.names import Source
 from variegate.formats.reading import identify, read
 from variegate.formats.sidecar import write_sidecar
@@ -14,14 +14,15 @@ from variegate.formats.writing import Form, convert, stamp, write
 
 __all__ = [
     "Form",
+    "Reading",
     "Source",
-    "clip_skip_of",
     "convert",
     "describe",
     "identify",
     "inspect",
     "own_notes",
     "read",
+    "reading_of",
     "stamp",
     "trigger_of",
     "write",

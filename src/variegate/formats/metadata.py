@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def describe(
     seed: int | None = None,
     lr: float | None = None,
     clip_skip: int = 1,
+    zero_terminal_snr: bool = False,
     tags: Mapping[str, int] | None = None,
     started: float | None = None,
     author: str = "",
@@ -87,6 +88,7 @@ def describe(
         "ss_seed": seed,
         "ss_learning_rate": lr,
         "ss_clip_skip": clip_skip if clip_skip > 1 else None,
+        "ss_zero_terminal_snr": zero_terminal_snr or None,
         "ss_training_started_at": started,
         "ss_tag_frequency": json.dumps({name or "pictures": dict(tags)}) if tags else None,
         "modelspec.title": name,
@@ -101,6 +103,7 @@ def describe(
             {
                 **(notes or {}),
                 **({"clip_skip": clip_skip} if clip_skip > 1 else {}),
+                **({"zero_terminal_snr": True} if zero_terminal_snr else {}),
                 "family": "pocket" if base == "pocket" else family,
             },
             sort_keys=True,
@@ -266,13 +269,24 @@ def own_notes(metadata: Mapping[str, str]) -> dict[str, Any]:
     return notes if isinstance(notes, dict) else {}
 
 
-def clip_skip_of(metadata: Mapping[str, str]) -> int:
-    """The clip skip that an adapter of ours was trained with, as A1111 counts; 1 if it says none.
+class Reading(TypedDict):
+    """How an adapter wants its base to be loaded: what `models.load` takes by these names."""
+
+    clip_skip: int
+    zero_terminal_snr: bool
+
+
+def reading_of(metadata: Mapping[str, str]) -> Reading:
+    """How the base was loaded that an adapter of ours was trained on; plainly if it says nothing.
 
     Others' `ss_clip_skip` is not followed: it is often a leftover that their trainers disregard.
     """
-    said = own_notes(metadata).get("clip_skip", 1)
-    return said if isinstance(said, int) and said >= 1 else 1
+    notes = own_notes(metadata)
+    skip = notes.get("clip_skip", 1)
+    return Reading(
+        clip_skip=skip if isinstance(skip, int) and skip >= 1 else 1,
+        zero_terminal_snr=notes.get("zero_terminal_snr") is True,
+    )
 
 
 def trigger_of(metadata: Mapping[str, str]) -> str:

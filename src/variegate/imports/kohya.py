@@ -121,6 +121,7 @@ GUI: dict[str, Rule] = {
     "save_last_n_steps": leave("checkpoints.keep counts checkpoints, not steps"),
     "train_data_dir": take("images", text),
     "clip_skip": take("clip_skip", whole),
+    "zero_terminal_snr": take("zero_terminal_snr", truth, off=False),
     "noise_offset": take("strategies.noise_offset.amount", off=0),
     "scale_weight_norms": take("strategies.max_norm.limit", off=0),
     "epoch": leave("counted in steps here, since pictures are not known yet"),

@@ -94,7 +94,8 @@ class DiffusionModel(ABC):
     `name` is what was asked for; `id` tells two models apart by content, wherever they lie. `notes`
     is what users should be told, such as which text encoders are not there.
     `clip_skip` counts as A1111 does: at 1 the text encoder's last layer is read, at 2 the one
-    before it (diffusers' own `clip_skip` is one less, with None for our 1). `bits` is what a weight
+    before it (diffusers' own `clip_skip` is one less, with None for our 1).
+    `zero_terminal_snr` says that noise levels were rescaled at loading. `bits` is what a weight
     of its linear layers takes; None: what `dtype` takes. Latents carry the
     autoencoder's scaling, as the network sees them. Predictions come back in the dtype of the
     latents, whatever `dtype` the weights have. Each part of a family is an attribute under
@@ -110,6 +111,7 @@ class DiffusionModel(ABC):
     dtype: torch.dtype
     pocket: bool = False
     clip_skip: int = 1
+    zero_terminal_snr: bool = False
     bits: Bits | None = None
     notes: tuple[str, ...] = ()
     schedule: NoiseSchedule = field(init=False)

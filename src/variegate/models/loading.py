@@ -33,6 +33,7 @@ from variegate.models.folder import (
     open_folder,
 )
 from variegate.models.quantised import Bits, quantise
+from variegate.models.samplers import to_pure_noise
 from variegate.models.sd import StableDiffusion
 from variegate.models.sd3 import StableDiffusion3
 from variegate.models.sdxl import StableDiffusionXL
@@ -65,6 +66,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     clip_skip: int = 1,
+    zero_terminal_snr: bool = False,
     t5_tokenizer: str | Path | None = None,
     bits: Bits | None = None,
 ) -> DiffusionModel:
@@ -72,6 +74,7 @@ def load(
     form owner/name.
 
     clip_skip: as A1111 counts, 1 for the text encoder's own last layer; see `DiffusionModel`.
+    zero_terminal_snr: True rescales the noise levels until the last keeps nothing of the picture.
     t5_tokenizer: a folder, tokenizer.json or spiece.model for the third text encoder of SD 3; None:
     the folder tokenizer_3 in the base's folder or beside its file.
     bits: hold the linear layers of the network and its text encoders in so many; see `quantise`.
@@ -102,6 +105,9 @@ def load(
     _check_skip(name, parts, clip_skip)
     fingerprint += f"-skip{clip_skip}" if clip_skip > 1 else ""
     fingerprint += f"-{bits}bit" if bits else ""
+    if zero_terminal_snr:
+        config = to_pure_noise(config, where=name)
+        fingerprint += "-ztsnr"
     for part_name, part in parts.items():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
@@ -117,6 +123,7 @@ def load(
         device=torch.device(device),
         dtype=dtype,
         clip_skip=clip_skip,
+        zero_terminal_snr=zero_terminal_snr,
         bits=bits,
         notes=_notes(name, layout, parts),
         **parts,

@@ -75,6 +75,25 @@ def noise_schedule(scheduler_config: dict[str, Any], *, where: str = "model") ->
     return NoiseSchedule(alpha_bar=scheduler.alphas_cumprod.float(), prediction=prediction)
 
 
+def to_pure_noise(scheduler_config: dict[str, Any], *, where: str = "model") -> dict[str, Any]:
+    """A scheduler's settings with the noise levels rescaled such that the last keeps nothing of
+    the picture, and with samplers that start there.
+
+    Source: Lin et al. 2023, Common Diffusion Noise Schedules and Sample Steps are Flawed, arXiv
+    2305.08891, sections 3.1 and 3.3.
+    Raises: BaseError for a base that predicts noise, which it would be shown.
+    """
+    if _is_flow(scheduler_config):
+        return scheduler_config  # which begins at pure noise
+    if scheduler_config.get("prediction_type", "epsilon") != "v_prediction":
+        raise BaseError(
+            f"zero_terminal_snr is not possible with {where}: it predicts noise, and of pure noise "
+            "it could only repeat what it is shown; take a base that predicts v "
+            "(prediction_type v_prediction), or strategies.noise_offset"
+        )
+    return scheduler_config | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
 def sampler(kind: str, scheduler_config: dict[str, Any], *, where: str = "model") -> Any:
     """A fresh scheduler of a kind of sampler with the base's own noise schedule.
 

@@ -45,6 +45,12 @@ class Recipe(Entry):
     clip_skip: int = Field(
         1, ge=1, description="text encoder's layer from the end, as A1111 counts; 1: its last"
     )
+    zero_terminal_snr: bool = Field(
+        False,
+        description="noise levels rescaled until the last keeps nothing of the picture, in "
+        "training and in drawing (Lin et al., arXiv 2305.08891); for bases that predict v. "
+        "False: as the base has them",
+    )
     t5_tokenizer: str | None = Field(
         None,
         description="folder, tokenizer.json or spiece.model for T5 of Stable Diffusion 3; "

@@ -87,6 +87,7 @@ def load_base(recipe: Recipe) -> Any:
         device=device,
         dtype=dtype,
         clip_skip=recipe.clip_skip,
+        zero_terminal_snr=recipe.zero_terminal_snr,
         t5_tokenizer=recipe.t5_tokenizer,
         bits=recipe.memory.base_bits,
     )

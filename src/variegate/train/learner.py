@@ -180,6 +180,7 @@ class Learner:
             seed=recipe.seed,
             lr=recipe.optimizer.lr,
             clip_skip=recipe.clip_skip,
+            zero_terminal_snr=recipe.zero_terminal_snr,
             notes={"recipe": recipe.id, "class": recipe.class_noun, "base": self.model.id},
         )
         with self.descent.averaged():

@@ -101,11 +101,13 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
 
 def _check_fit(model: Any, recipe: Recipe) -> None:
     """Raises: RecipeError or BaseError now for what would fail, or mislead, once all is learnt."""
-    if model.clip_skip != recipe.clip_skip:
-        raise RecipeError(
-            f"clip_skip: found {recipe.clip_skip}, but the model that was handed over was loaded "
-            f"with {model.clip_skip}; load it with the recipe's"
-        )
+    for name in ("clip_skip", "zero_terminal_snr"):
+        asked, has = getattr(recipe, name), getattr(model, name)
+        if asked != has:
+            raise RecipeError(
+                f"{name}: found {asked}, but the model that was handed over was loaded with {has}; "
+                "load it with the recipe's"
+            )
     if model.bits != recipe.memory.base_bits:
         found = f"in {model.bits} bits" if model.bits else "whole"
         raise RecipeError(

@@ -13,6 +13,7 @@ from tests.train.scenes import tiny_recipe, write_pictures
 
 from variegate import formats
 from variegate.errors import RecipeError
+from variegate.measurement import Measurement
 from variegate.models import load
 from variegate.recipe import Guard, Recipe
 from variegate.run import Run
@@ -86,6 +87,24 @@ def test_what_came_after_the_step_it_goes_back_to_is_no_longer_the_best() -> Non
     assert (stand.well, stand.best_step) == (100, 50)
 
 
+def test_copying_is_read_only_where_no_picture_can_be_held_out() -> None:
+    def seen(**values: float) -> Look:
+        return Look.of(50, [Measurement(n.replace("__", "."), v) for n, v in values.items()])
+
+    alone = seen(one_step_copying__trigger=0.9, loss_vs_base__train__low=0.8)
+    beside = seen(
+        one_step_copying__trigger=0.9,
+        loss_vs_base__train__low=0.8,
+        loss_vs_base__held_out__low=0.9,
+    )
+    assert (alone.copying, beside.copying) == (0.9, None)
+    stand, _ = after(WELL)
+    stand, order = decide(PLAN, stand, alone)
+    assert (order.do, order.to) == ("rewind", 50)
+    assert "copies of those learnt from" in order.reason
+    assert decide(PLAN, Stand(), beside)[1].do == "continue"
+
+
 def test_one_who_only_stops_stops_at_the_alarm_and_never_eases() -> None:
     plan = Guard(mode="stop")
     warned = Look(100, class_variety=0.84, trigger_variety=0.95, loss=0.8)
@@ -108,6 +127,8 @@ def test_a_stand_survives_the_journey_through_json() -> None:
 def test_a_warning_must_lie_above_its_alarm() -> None:
     with pytest.raises(RecipeError, match="warning must lie above"):
         Recipe.build({"guard": {"class_warning": 0.5}})
+    with pytest.raises(RecipeError, match="copying_warning must lie below"):
+        Recipe.build({"guard": {"copying_warning": 0.99}})
 
 
 def test_what_the_guard_may_bring_in_is_idle_until_it_does() -> None:

@@ -294,6 +294,22 @@ def test_layout_is_held_above_the_boundary_and_learnt_below(model: Any, tmp_path
         cook(alone)["layout_prior"].prepare(setting(model, alone, tmp_path))
 
 
+def test_per_batch_a_step_either_learns_or_holds(model: Any, tmp_path: Path) -> None:
+    plan = {"boundary": 0.7, "softness": 0, "per": "batch"}
+    recipe = Recipe.build(
+        {"trigger": "zqx", "class_noun": "face", "strategies": {"layout_prior": plan}}
+    )
+    prior = cook(recipe)["layout_prior"]
+    prior.prepare(setting(model, recipe, tmp_path))
+    held = []
+    for step in range(200):
+        held.append(prior.beside(step) is not None)
+        weights = prior.weigh_rows(model.schedule, torch.tensor([100, 900]))
+        assert weights is not None
+        assert weights.tolist() == ([0, 0] if held[-1] else [1, 0])
+    assert 0.2 < sum(held) / len(held) < 0.4
+
+
 def test_class_pictures_are_those_given_or_drawn_once(
     place: Path, model: Any, tmp_path: Path
 ) -> None:

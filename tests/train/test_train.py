@@ -48,12 +48,13 @@ def test_zero_terminal_snr_with_every_strategy_learns_finite_weights(
     probes = run.read_journal("probe")
     assert [e["step"] for e in probes] == [0, 4, 8]
     first = {m["name"]: m["value"] for m in probes[0]["measurements"]}
-    none_yet = ("held_out_gap", "bits", "update")
+    none_yet = ("held_out_gap", "bits", "update", "one_step_copying")
     for name, value in first.items():
         assert value == pytest.approx(0 if name.startswith(none_yet) else 1, abs=1e-5), name
     assert {n for n in first if n.startswith("one_step")} == {
         "one_step_variety.class",
         "one_step_variety.trigger",
+        "one_step_copying.trigger",
     }
     assert set(run.read_journal("step")[0]["terms"]) == {"pictures", "stay_near"}
 

@@ -75,8 +75,9 @@ class Panels(Entry):
 class Guard(Entry):
     """Who acts on what is watched: nobody, one who stops, or one who also eases and goes back.
 
-    The varieties are those of one-step clean estimates relative to the base's. The lines lie
-    where runs of known collapse part (`tools/probe_table.py`).
+    The varieties are those of one-step clean estimates relative to the base's; copying is how
+    much nearer they are to a picture learnt than the base's, 1 all are one. The lines lie where
+    runs of known collapse part (`tools/probe_table.py`, `tools/copying_table.py`).
     """
 
     mode: Literal["watch", "stop", "autopilot"] = "autopilot"
@@ -84,6 +85,10 @@ class Guard(Entry):
     class_alarm: float = Field(0.8, gt=0, le=1, description="variety below which it goes back")
     trigger_warning: float = Field(0.75, gt=0, le=1)
     trigger_alarm: float = Field(0.65, gt=0, le=1)
+    copying_warning: float = Field(
+        0.4, gt=0, lt=1, description="of pictures too few to hold any out: nearness to them"
+    )
+    copying_alarm: float = Field(0.5, gt=0, lt=1)
     rewinds: int = Field(2, ge=0, description="ways back before it stops")
     patience: int = Field(5, ge=1, description="looks without less loss before it stops")
 
@@ -91,6 +96,8 @@ class Guard(Entry):
     def _warning_before_alarm(self) -> Guard:
         if self.class_warning <= self.class_alarm or self.trigger_warning <= self.trigger_alarm:
             raise ValueError("a warning must lie above its alarm")
+        if self.copying_warning >= self.copying_alarm:
+            raise ValueError("copying_warning must lie below copying_alarm")
         return self
 
 

@@ -164,6 +164,11 @@ class LayoutPrior(Entry):
     softness: float = Field(
         0.05, ge=0, le=0.5, description="width over which the pictures' loss fades; 0: hard"
     )
+    per: Literal["image", "batch"] = Field(
+        "image",
+        description="image: each step learns and holds, each picture weighed by its own noise; "
+        "batch: each step does one of the two, drawn by the share of the schedule",
+    )
     weight: float = Field(1.0, gt=0, description="weight of the added loss term")
     batch_size: int | None = Field(None, ge=1, description="None: as the pictures' batch")
 

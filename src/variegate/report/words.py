@@ -372,6 +372,11 @@ PROBES: dict[str, tuple[str, str]] = {
         "Leak into the class",
         "How far ordinary prompts moved, against how far the trigger did. 0 is none.",
     ),
+    "one_step_copying": (
+        "Nearness to the pictures",
+        "How much nearer its first guesses are to a training picture than the base model's. At 1 "
+        "each is one.",
+    ),
     "one_step_variety": (
         "Variety while training",
         "How different its first guesses from different noise are, against the base model's "

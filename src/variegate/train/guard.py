@@ -26,21 +26,23 @@ LEARNT = ("low", "middle")  # noise at which a subject is learnt; high noise lea
 @dataclass(frozen=True)
 class Look:
     """What the guard reads of one look: variety of class and trigger relative to the base (None:
-    not asked), and the loss relative to the base at low and middle noise, on pictures held out,
-    else on those learnt."""
+    not asked), the loss relative to the base at low and middle noise, on pictures held out, else on
+    those learnt, and how near to a picture learnt the trigger's first guesses are (None: pictures
+    are held out, whose loss tells)."""
 
     step: int
     class_variety: float | None
     trigger_variety: float | None
     loss: float
+    copying: float | None = None
 
     def room(self, plan: Guard) -> float:
-        """How far the variety that is nearest to its lines is from them: 0 at its warning, -1 at
-        its alarm."""
+        """How far what is nearest to its lines is from them: 0 at its warning, -1 at its alarm."""
         found = [1.0]
         for value, warning, alarm in (
             (self.class_variety, plan.class_warning, plan.class_alarm),
             (self.trigger_variety, plan.trigger_warning, plan.trigger_alarm),
+            (self.copying, plan.copying_warning, plan.copying_alarm),
         ):
             if value is not None:
                 found.append((value - warning) / (warning - alarm))
@@ -62,6 +64,7 @@ class Look:
             found.get("one_step_variety.class"),
             found.get("one_step_variety.trigger"),
             sum(chosen) / max(1, len(chosen)),
+            None if losses[0] else found.get("one_step_copying.trigger"),
         )
 
 
@@ -100,7 +103,7 @@ def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
     """The next stand and the order. The caller sees to it that a checkpoint of the best and of the
     last step that was well is kept.
 
-    Well: both varieties above their warnings. The best is the one with the least loss above the
+    Well: nothing is past its warning. The best is the one with the least loss above the
     alarms. Between warning and alarm it eases: what holds to the base counts more, dropouts grow,
     the learning rate halves; then it waits one look. Below an alarm it goes back to the last step
     that was well and eases there. It stops when a collapse comes again after its last way back, or
@@ -136,8 +139,10 @@ def decide(plan: Guard, stand: Stand, look: Look) -> tuple[Stand, Order]:
 
 
 def _told(plan: Guard, look: Look) -> str:
-    """Which variety is lowest, as words."""
+    """What is past its warning, as words."""
     parts = []
+    if look.copying is not None and look.copying > plan.copying_warning:
+        parts.append("Pictures with the trigger are growing into copies of those learnt from")
     for value, warning, what in (
         (look.class_variety, plan.class_warning, "Pictures without the trigger"),
         (look.trigger_variety, plan.trigger_warning, "Pictures with the trigger"),

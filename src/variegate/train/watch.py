@@ -6,7 +6,8 @@ All relative to the silenced adapter, none with sampling, all at fixed draws:
   on and pictures held out, and how many bits per dimension it tells them better than the base;
 * from pure noise, for the class noun, the trigger and the empty prompt: the variety of one-step
   clean estimates (1 as varied as the base, 0 all alike), how far a prompt moves the answer from
-  that to the empty one, and how much of what the trigger learnt leaks into the class noun.
+  that to the empty one, how much of what the trigger learnt leaks into the class noun, and how much
+  nearer than the base's the trigger's estimates are to a picture learnt (1 all are one).
 
 Watching changes nothing: its draws have addresses of their own, and it leaves no gradient.
 """
@@ -36,6 +37,8 @@ ROWS_PER_CALL = 16
 CONTENT = (-4.0, 2.0)  # log SNR between which a picture's content is decided
 SHARE = 0.05  # of a run's time that may be spent on watching
 LOOKS = 8  # at least, in a run
+MOST = 64  # pictures that a copy is looked for among
+EXACT = "donot_use_mm_for_euclid_dist"  # what is near nought stays exact
 
 Predict = Callable[[Rows], Float[Tensor, "b c y x"]]
 
@@ -83,6 +86,7 @@ class Watch:
             for name, prompt in probe_prompts(recipe, pocket=pocket).items()
         }
         self._base = {name: _in_parts(rows, predict) for name, rows in self._starts.items()}
+        self._learnt = _of_shape(tuple(shape), [latents.encoded(x).latent for x in train[:MOST]])
 
     def look(self, predict: Predict, step: int) -> list[Measurement]:
         """All probes at this step; the caller sees to it that no gradient or dropout is on."""
@@ -135,7 +139,20 @@ class Watch:
             found[f"guidance.{name}"] = math.sqrt(by_prompt / max(by_base, 1e-12)), self._noises
         if "class" in moved and moved.get("trigger", 0) > 0:
             found["leak"] = math.sqrt(moved["class"] / moved["trigger"]), self._noises
+        if "trigger" in said and len(self._learnt):
+            left = self._to_nearest(said["trigger"]) / max(
+                self._to_nearest(self._base["trigger"]), 1e-12
+            )
+            found["one_step_copying.trigger"] = 1 - left, self._noises
         return found
+
+    def _to_nearest(self, answer: Float[Tensor, "b c y x"]) -> float:
+        """How far the trigger's clean estimates are from the nearest picture learnt: mean squared
+        distance in latents."""
+        rows = self._starts["trigger"]
+        estimates = self._schedule.clean_estimate(rows.noised, answer, rows.timesteps).flatten(1)
+        apart = torch.cdist(estimates, self._learnt.flatten(1), compute_mode=EXACT)
+        return float(apart.min(1).values.square().mean())
 
     def _triples(
         self,
@@ -247,8 +264,17 @@ SOURCES = {
     "bits_gap": "bits of trained pictures less those of held-out ones",
     "one_step_variety": "variance of one-step clean estimates over the base's",
     "guidance": "distance of the answer to a prompt from that to none, over the base's",
+    "one_step_copying": "how much nearer one-step clean estimates are to a picture learnt than the "
+    "base's",
     "leak": "how far the class noun's answer moved over how far the trigger's did",
 }
+
+
+def _of_shape(
+    shape: tuple[int, ...], latents: Sequence[Float[Tensor, "c y x"]]
+) -> Float[Tensor, "n c y x"]:
+    alike = [rows for rows in latents if tuple(rows.shape) == shape]
+    return torch.stack(alike) if alike else torch.empty(0, *shape)
 
 
 def _in_parts(rows: Rows, predict: Predict) -> Float[Tensor, "b c y x"]:

@@ -21,12 +21,17 @@ from variegate.train.strategies.stay_near import draw_scene
 
 class KeepLayout(Strategy):
     """Above the boundary the pictures' own loss fades out (over `softness` of the schedule, or at
-    once), and rows of pure noise under the trigger are held to the base's answer for the noun."""
+    once), and rows of pure noise under the trigger are held to the base's answer for the noun.
+
+    Per batch a step does one of the two: with the chance that noise is above the boundary it holds,
+    and the pictures count nothing; else it learns, and nothing is held.
+    """
 
     def __init__(self, plan: LayoutPrior, recipe: Recipe) -> None:
         self.plan = plan
         self.recipe = recipe
         self.size = plan.batch_size or recipe.optimizer.batch_size
+        self.holds = True  # at the step whose rows were asked for last
 
     def prepare(self, setting: Setting) -> None:
         """Raises: RecipeError without trigger or class noun."""
@@ -45,11 +50,18 @@ class KeepLayout(Strategy):
         self, schedule: NoiseSchedule, timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"] | None:
         at = timesteps.float() / max(1, schedule.timesteps - 1) - self.plan.boundary
+        if self.plan.per == "batch" and self.holds:
+            return torch.zeros_like(at)
         if self.plan.softness == 0:
             return (at < 0).float()
         return torch.sigmoid(-4 * at / self.plan.softness)
 
     def beside(self, step: int) -> Beside | None:
+        if self.plan.per == "batch":
+            drawn = torch.rand((), generator=seeds.at(self.recipe.seed, "layout_prior turn", step))
+            self.holds = bool(drawn >= self.plan.boundary)
+            if not self.holds:
+                return None
         generator = seeds.at(self.recipe.seed, "layout_prior", step)
         levels = self.schedule.timesteps
         lowest = int(self.plan.boundary * levels)

@@ -3,7 +3,8 @@
     python tools/copying_table.py runs --minutes 30   # train, look at and draw every checkpoint
     python tools/copying_table.py table               # the table of docs/probes.md, printed
 
-Runs of the pocket on 1, 2 and 4 pictures, three ways of training, two subjects. At every checkpoint
+Runs of the pocket on 1, 2 and 4 pictures, four ways of training, two subjects; two more subjects
+where copying is likely. At every checkpoint
 the probes look, and 32 pictures of the trigger alone are drawn: the judge counts those whose
 ground, pattern, size and place are all those of one picture learnt from, less what the base has by
 chance.
@@ -40,10 +41,13 @@ from variegate.train.checkpoint import ADAPTER, checkpoint_folders, step_of  # n
 
 WAYS: dict[str, tuple[str, ...]] = {
     "plain": (),
+    "hot": ("optimizer.lr=2e-3",),
     "cool": ("optimizer.lr=1.5e-4",),
     "stay near": ("strategies.stay_near=on", "strategies.zoom_shift=on"),
 }
-COUNTS, SUBJECTS, STEPS, EVERY, DRAWN = (1, 2, 4), ("robot", "cupcake"), 240, 40, 32
+COUNTS, STEPS, EVERY, DRAWN = (1, 2, 4), 240, 40, 32
+SUBJECTS = ("robot", "cupcake", "unicorn", "yoyo")
+LIKELY = ("plain", "hot")  # with the last two subjects, on 1 and 2 pictures
 COPIED = 0.5  # share of pictures from which a checkpoint counts as copying
 FIRST_SEED = 9000
 
@@ -56,6 +60,8 @@ def _runs() -> Iterator[tuple[str, str, int, Recipe]]:
     for count in COUNTS:
         for way, settings in WAYS.items():
             for seed, subject in enumerate(SUBJECTS):
+                if seed > 1 and (way not in LIKELY or count > 2):
+                    continue
                 recipe = recipes.read(
                     "pocket-plain",
                     settings=(

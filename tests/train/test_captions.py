@@ -12,9 +12,11 @@ import torch
 from tests.tiny import write_tiny_sd
 from tests.train.scenes import tiny_recipe, write_pictures
 
+from variegate.images import ImageSet
 from variegate.models import load
 from variegate.recipe import Recipe
 from variegate.train import train
+from variegate.train.data import Latents, read_training_set
 from variegate.train.strategies import Seen, Setting, Strategy, cook
 from variegate.train.strategies.caption_edits import whole_words
 
@@ -146,3 +148,31 @@ def test_noise_reaches_the_pictures_rows_alone_in_parts_as_at_once(tmp_path: Pat
 
 def test_words_to_insert_are_whole_and_not_the_trigger() -> None:
     assert whole_words(VOCABULARY, but="zqx dog") == ["lamp", "river"]
+
+
+def trained_on(model: Any, place: Path, said: str, **strategies: Any) -> list[str]:
+    """The captions of 60 steps over two pictures that all have this one."""
+    recipe = Recipe.build(
+        {"trigger": "zqx", "held_out": {"share": 0}, "strategies": strategies, "variants": 4}
+    )
+    folder = write_pictures(place / "images", 2)
+    for picture in folder.glob("*.png"):
+        picture.with_suffix(".txt").write_text(said, encoding="utf8")
+    found = read_training_set(
+        ImageSet.read(folder), recipe, side=64, pocket=True, needs_masks=True
+    )
+    latents = Latents(model, recipe, cook(recipe))
+    return [c for step in range(1, 61) for c in latents.batch(found.train, step).captions]
+
+
+def test_captions_stay_true_of_pictures_that_are_mirrored_or_altered(tmp_path: Path) -> None:
+    model, said = load("pocket"), "a small zqx on a red striped background on the left"
+    assert set(trained_on(model, tmp_path, said)) == {said}
+    flipped = Counter(trained_on(model, tmp_path, said, flip={}))
+    other = said.replace("left", "right")
+    assert set(flipped) == {said, other}
+    assert flipped[other] == pytest.approx(flipped.total() / 2, abs=flipped.total() / 8)
+    moved = set(trained_on(model, tmp_path, said, zoom_shift={"p": 1.0}))
+    assert moved == {"a zqx on a red striped background"}
+    laid = set(trained_on(model, tmp_path, said, new_background={"p": 1.0, "source": "painted"}))
+    assert laid == {"a small zqx on the left"}

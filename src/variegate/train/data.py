@@ -40,6 +40,7 @@ from variegate.train.strategies import Seen, Shot, Strategy
 from variegate.train.strategies.buckets import nearest_shape, shapes
 from variegate.train.strategies.even_pictures import look_at, votes
 from variegate.train.turns import Card, Turns
+from variegate.train.wording import still_true
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +180,12 @@ class Latents:
                 variant = int(draw * recipe.variants)
             mirrored = any(s.mirrors(step, row) for s in strategies)
             rows.append(self.encoded(example, variant, mirrored=mirrored))
-            caption = example.caption
+            caption = still_true(
+                example.caption,
+                rows[-1].seen.changed,
+                mirrored=mirrored,
+                pocket=bool(self._model.pocket),
+            )
             for strategy in strategies:
                 caption = strategy.caption(caption, step, row, rows[-1].seen)
             captions.append(caption)
@@ -220,7 +226,8 @@ class Latents:
         latent = self._latent(pixels, seed, key)
         share = F.adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))[0]
         ground = ground_colour(pixels, mask) if shot.found else None
-        return Encoded(latent, share, Seen(share if shot.found else None, ground), frame)
+        seen = Seen(share if shot.found else None, ground, shot.changed)
+        return Encoded(latent, share, seen, frame)
 
     def _latent(
         self, pixels: Float[Tensor, "3 h w"], seed: int, key: str

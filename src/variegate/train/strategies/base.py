@@ -22,6 +22,7 @@ from variegate.progress import Say
 from variegate.recipe import Recipe, SamplingPlan
 from variegate.sample import Request, sample
 from variegate.train.frame import Frame
+from variegate.train.wording import Aspect
 
 DRAWN_STEPS = 20  # denoising steps of pictures that are trained with: they need no fine detail
 
@@ -31,13 +32,14 @@ class Shot:
     """One picture on its way into training: pixels in 0..1 and the subject's share of each.
 
     `found` says whether the mask is believed; where it is not, the mask is all ones. frame: None
-    for pictures that come from no file.
+    for pictures that come from no file. changed: what is no longer as the caption knows it.
     """
 
     pixels: Float[Tensor, "3 h w"]
     mask: Float[Tensor, "h w"]
     found: bool
     frame: Frame | None = None
+    changed: frozenset[Aspect] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Seen:
     """What can be told of a row's picture.
 
     mask: the subject's share of each place in the latents, None where it was not found. ground:
-    the colour around it, in 0..1, None where it is of several.
+    the colour around it, in 0..1, None where it is of several. changed: as in `Shot`.
     """
 
     mask: Float[Tensor, "y x"] | None
     ground: Float[Tensor, " 3"] | None
+    changed: frozenset[Aspect] = frozenset()
 
 
 @dataclass(frozen=True)

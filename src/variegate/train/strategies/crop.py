@@ -48,6 +48,7 @@ class ShowParts(Strategy):
             pixels=whole[:3],
             mask=whole[3],
             frame=shot.frame and shot.frame.inside(top, left, height, width),
+            changed=shot.changed | {"layout"},
         )
 
 

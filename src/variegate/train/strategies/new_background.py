@@ -1,6 +1,7 @@
 """Cut the subject out and lay it on other grounds: painted ones and the base's own.
 
-The caption stays, so that under it many grounds are equally likely: none becomes the subject's.
+The caption says nothing of the new ground, so that many are equally likely under it: none becomes
+the subject's. What it said of the old one is taken out.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class ChangeGround(Strategy):
             ground = cover(self.grounds[int(which * len(self.grounds))], shot.mask.shape)
         else:
             ground = paint_ground(shot.pixels.shape[1:], generator)
-        return replace(shot, pixels=lay_on(shot.pixels, shot.mask, ground).clamp(0, 1))
+        pixels = lay_on(shot.pixels, shot.mask, ground).clamp(0, 1)
+        return replace(shot, pixels=pixels, changed=shot.changed | {"ground"})
 
 
 def cover(ground: Float[Tensor, "3 _ _"], size: Sequence[int]) -> Float[Tensor, "3 _ _"]:

@@ -42,7 +42,12 @@ class MovePictures(Strategy):
         subject = shot.mask if shot.found else likely_subject(shot.mask)
         pixels, mask, covered = move(shot.pixels, subject, zoom, (shift[0], shift[1]))
         pixels = paint_open(pixels, covered=covered, subject=mask).clamp(0, 1)
-        return replace(shot, pixels=pixels, mask=mask if shot.found else shot.mask)
+        return replace(
+            shot,
+            pixels=pixels,
+            mask=mask if shot.found else shot.mask,
+            changed=shot.changed | {"layout"},
+        )
 
 
 def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:

@@ -1,0 +1,106 @@
+"""Looks for the default recipe of the pocket, on ailments that are not held out.
+
+    python tools/default_search.py runs --minutes 60 [--only NAME ...]   # goes on where it was
+    python tools/default_search.py table
+
+The default with one setting or a few changed, and the field beside it, on four ailments with a
+subject each. What is looked for: likeness no lower than any of the field's, and then entropy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+from variegate.bench.ailments import AILMENTS  # noqa: E402
+from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
+from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
+
+CELLS = (
+    ("eight pictures", 0),
+    ("silent captions", 1),
+    ("one-sided", 2),
+    ("one background", 3),
+)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "true captions": (),
+    "stay near 2": ("strategies.stay_near.weight=2",),
+    "stay near 1.5, rate 2e-3": ("strategies.stay_near.weight=1.5", "optimizer.lr=2e-3"),
+    "layout prior .85": ("strategies.layout_prior.boundary=0.85",),
+    "grounds of the base": ("strategies.new_background.source=base",),
+}
+
+
+def contenders() -> list[Contender]:
+    ours = [Contender(name, "default", s, "pocket") for name, s in VARIANTS.items()]
+    return [ours[0], *FIELD, PLAIN, *ours[1:]]
+
+
+def rows_file() -> Path:
+    return home() / "default_search.jsonl"
+
+
+def rows() -> list[dict[str, Any]]:
+    file = rows_file()
+    return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+
+
+def make(minutes: float, only: list[str], share: tuple[int, int]) -> None:
+    began, done = time.monotonic(), {row["key"] for row in rows()}
+    wanted = [c for c in contenders() if not only or c.name in only or c.group in only]
+    mine = list(itertools.product(CELLS, wanted))[share[0] :: share[1]]
+    for (ailment, seed), contender in mine:
+        cell = Cell(AILMENTS[ailment], contender, seed)
+        if cell.key(cell.recipe()) in done:
+            continue
+        if time.monotonic() - began > 60 * minutes:
+            return
+        row = run_cell(cell, home())
+        rows_file().parent.mkdir(parents=True, exist_ok=True)
+        with rows_file().open("a", encoding="utf8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(cell.name, _say([row]), flush=True)
+
+
+def table() -> str:
+    lines = ["| recipe | cells | entropy | class | trigger | likeness | seconds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    found = rows()
+    for name in dict.fromkeys(row["strategy"] for row in found):
+        own = [row for row in found if row["strategy"] == name]
+        lines.append(f"| {name} | {len(own)} | {_say(own)} |")
+    return "\n".join(lines)
+
+
+def _say(own: list[dict[str, Any]]) -> str:
+    names = ("true.entropy", "true.class", "true.trigger", "true.likeness")
+    figures = [f"{np.mean([row[n] for row in own]):.2f}" for n in names]
+    return " | ".join([*figures, f"{np.mean([row['train_seconds'] for row in own]):.0f}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("runs", "table"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--share", default="0/1", help="K/N: every Nth piece of work from K on")
+    args = parser.parse_args()
+    if args.stage == "runs":
+        k, n = args.share.split("/")
+        make(args.minutes, args.only, (int(k), int(n)))
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

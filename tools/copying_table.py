@@ -1,7 +1,7 @@
 """Whether a look without sampling sees that few pictures are being copied, and where its line lies.
 
     python tools/copying_table.py runs --minutes 30   # train, look at and draw every checkpoint
-    python tools/copying_table.py table               # the table of docs/probes.md, printed
+    python tools/copying_table.py table               # docs/copying.md
 
 Runs of the pocket on 1, 2 and 4 pictures, four ways of training, two subjects; two more subjects
 where copying is likely. At every checkpoint
@@ -34,7 +34,7 @@ from variegate.bench.ailments import Pictures, draw_pictures, scenes_of  # noqa:
 from variegate.bench.truth import _copied, read_folder  # noqa: E402
 from variegate.images import cache_dir  # noqa: E402
 from variegate.models import load  # noqa: E402
-from variegate.recipe import Recipe  # noqa: E402
+from variegate.recipe import Guard, Recipe  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
 from variegate.train import train  # noqa: E402
 from variegate.train.checkpoint import ADAPTER, checkpoint_folders, step_of  # noqa: E402
@@ -115,12 +115,22 @@ def make_runs(minutes: float) -> None:
         print(name, *(f"{look['copies']:.2f}" for look in found), flush=True)
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """How well each probe tells checkpoints that copy from those that do not."""
+def page(runs: list[dict[str, Any]]) -> str:
+    """docs/copying.md: what was copied, and how well each probe tells."""
     looks = [look for run in runs for look in run["looks"]]
     bad = np.array([look["copies"] >= COPIED for look in looks])
     lines = [
-        f"{len(runs)} runs, {len(looks)} checkpoints, {int(bad.sum())} of them copying.",
+        "# Seeing copying where nothing is held out",
+        "",
+        "Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at every",
+        f"{EVERY} steps. *Copies* is the share of {DRAWN} pictures of the trigger alone whose ground,",
+        "pattern, size and place are all those of one picture learnt from, less the base's share, by the",
+        f"judge. A checkpoint counts as copying from {COPIED} on: {int(bad.sum())} of {len(looks)} do,",
+        f"in {sum(any(k['copies'] >= COPIED for k in run['looks']) for run in runs)} of {len(runs)} runs.",
+        "",
+        "AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that a",
+        "twentieth of the others pass, and how many of the copying ones do. Checkpoints of one run are",
+        "not independent of each other, so that these figures are rougher than their number says.",
         "",
         "| probe | AUC | line of 5 % false alarms | hits |",
         "|---|---|---|---|",
@@ -135,7 +145,27 @@ def table(runs: list[dict[str, Any]]) -> str:
     lines += [
         f"| `{n}` | {a:.2f} | {at:.2f} | {100 * h:.0f} % |" for a, n, at, h in sorted(found)[::-1]
     ]
-    return "\n".join(lines)
+    lines += ["", "## The guard's lines", ""]
+    guard = Guard()
+    copying = np.array([look["values"]["one_step_copying.trigger"] for look in looks])
+    for name, at in (("warning", guard.copying_warning), ("alarm", guard.copying_alarm)):
+        lines.append(
+            f"- {name}, {at}: passed by {int((copying[bad] > at).sum())} of {int(bad.sum())} copying "
+            f"checkpoints and by {int((copying[~bad] > at).sum())} of {int((~bad).sum())} others."
+        )
+    steps = [look["step"] for look in runs[0]["looks"]]
+    lines += ["", "## Runs", "", f"| run | copies at {', '.join(map(str, steps))} | probe |"]
+    lines.append("|---|---|---|")
+    for run in runs:
+        copies, probe = (
+            " ".join(f"{value:.2f}" for value in values)
+            for values in (
+                [look["copies"] for look in run["looks"]],
+                [look["values"]["one_step_copying.trigger"] for look in run["looks"]],
+            )
+        )
+        lines.append(f"| {run['name']} | {copies} | {probe} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -146,7 +176,9 @@ def main() -> None:
     if args.stage == "runs":
         make_runs(args.minutes)
     else:
-        print(table(_lines(rows_file())))
+        text = page(_lines(rows_file()))
+        (ROOT / "docs" / "copying.md").write_text(text, encoding="utf8")
+        print(text)
 
 
 if __name__ == "__main__":

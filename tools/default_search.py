@@ -32,18 +32,37 @@ CELLS = (
     ("one-sided", 2),
     ("one background", 3),
 )
+HOLD = (
+    "strategies.stay_near.weight=1",
+    "strategies.stay_near.batch_size=4",
+    "optimizer.lr=2e-3",
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "true captions": (),
-    "stay near 2": ("strategies.stay_near.weight=2",),
-    "stay near 1.5, rate 2e-3": ("strategies.stay_near.weight=1.5", "optimizer.lr=2e-3"),
-    "layout prior .85": ("strategies.layout_prior.boundary=0.85",),
-    "grounds of the base": ("strategies.new_background.source=base",),
+    "as it is": (),
+    "smallest .4": (*HOLD, "strategies.zoom_shift.smallest=0.4"),
+    "smallest .4, no caption scene": (
+        *HOLD,
+        "strategies.zoom_shift.smallest=0.4",
+        "strategies.caption_scene=off",
+    ),
+    "smallest .4, layout prior .85 of 4": (
+        *HOLD,
+        "strategies.zoom_shift.smallest=0.4",
+        "strategies.layout_prior.boundary=0.85",
+        "strategies.layout_prior.batch_size=4",
+    ),
+    "smallest .4, no new background": (
+        *HOLD,
+        "strategies.zoom_shift.smallest=0.4",
+        "strategies.new_background=off",
+    ),
+    "no zoom": (*HOLD, "strategies.zoom_shift.zoom_min=1", "strategies.zoom_shift.zoom_max=1"),
 }
 
 
 def contenders() -> list[Contender]:
     ours = [Contender(name, "default", s, "pocket") for name, s in VARIANTS.items()]
-    return [ours[0], *FIELD, PLAIN, *ours[1:]]
+    return [*ours[1:], *FIELD, PLAIN, ours[0]]
 
 
 def rows_file() -> Path:

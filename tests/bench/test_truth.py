@@ -75,6 +75,12 @@ def test_copies_are_pictures_set_as_one_learnt_from() -> None:
     scene = world.Scene("robot", *(SHOWN[0][f] for f in ("colour", "pattern", "size", "position")))
     found = truth(whole(VARIED, SHOWN[:1] * 8), BASE, subject="robot", learnt=[scene])
     assert found["copies"] == pytest.approx(1 - 1 / 8 * sum(v == {**VARIED[0]} for v in VARIED))
+    aside = [{**v, "position": "top left"} for v in SHOWN]
+    mirrored = world.Scene(
+        "robot", *(aside[0][f] for f in ("colour", "pattern", "size")), "top right"
+    )
+    found = truth(whole(VARIED, aside[:1] * 8), BASE, subject="robot", learnt=[mirrored])
+    assert found["copies"] == 1
 
 
 def test_a_style_is_the_ground_and_its_subject_must_stay_free() -> None:

@@ -158,9 +158,7 @@ def trained_on(model: Any, place: Path, said: str, **strategies: Any) -> list[st
     folder = write_pictures(place / "images", 2)
     for picture in folder.glob("*.png"):
         picture.with_suffix(".txt").write_text(said, encoding="utf8")
-    found = read_training_set(
-        ImageSet.read(folder), recipe, side=64, pocket=True, needs_masks=True
-    )
+    found = read_training_set(ImageSet.read(folder), recipe, side=64, pocket=True, needs_masks=True)
     latents = Latents(model, recipe, cook(recipe))
     return [c for step in range(1, 61) for c in latents.batch(found.train, step).captions]
 

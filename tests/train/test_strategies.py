@@ -25,7 +25,7 @@ from variegate.train.objective import row_losses
 from variegate.train.paint import ground_colour
 from variegate.train.strategies import KITCHEN, Seen, Setting, Shot, Strategy, cook
 from variegate.train.strategies.stay_near import draw_prompt
-from variegate.train.strategies.zoom_shift import keep_in_view, move
+from variegate.train.strategies.zoom_shift import extent, keep_in_view, move
 
 
 def one(name: str, **settings: Any) -> Strategy:
@@ -79,6 +79,19 @@ def test_zoom_and_shift_take_the_mask_along_and_keep_the_subject_in_view() -> No
         assert float((moved.pixels[:, inner].std(1)).mean()) > 0.05
         assert moved.pixels.min() >= 0
         assert moved.pixels.max() <= 1
+
+
+@pytest.mark.parametrize(("smallest", "least"), [(0.0, 0.5), (0.9, 0.999)])
+def test_a_subject_is_not_zoomed_below_the_size_at_which_it_is_seen(
+    smallest: float, least: float
+) -> None:
+    strategy = one("zoom_shift", zoom_min=0.5, zoom_max=1.0, shift=0, smallest=smallest)
+    picture, _ = shot()
+    sides = [
+        extent(strategy.alter(picture, ("a.png", n)).mask) / extent(picture.mask) for n in range(20)
+    ]
+    assert least - 0.05 < min(sides) < least + 0.1
+    assert max(sides) > 0.9
 
 
 def test_a_shift_alone_loses_no_detail() -> None:

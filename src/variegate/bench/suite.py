@@ -43,7 +43,8 @@ from variegate.recipe import Recipe
 from variegate.run import Run
 from variegate.train import train
 
-VERSION = 1  # raise it when the same cell would give another row
+# Raise it when the same cell would give another row: so too when a default of the recipe changes.
+VERSION = 2
 # Seeds of each prompt: a prompt's variety is read from its own pictures.
 SEEDS = {"class": 6, "trigger": 8, "unrelated": 2}
 PROMPTS = {"class": 24, "trigger": 16, "unrelated": 16}
@@ -72,7 +73,16 @@ class Cell:
         for file in sorted(Path(recipe.images).iterdir()):
             if file.suffix in (".png", ".txt"):
                 pixels.update(file.read_bytes())
-        told = recipe.model_dump(mode="json", exclude_none=True) | {"images": pixels.hexdigest()}
+        # What is as it is by default does not count, so that a new setting makes no row old.
+        told = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        told |= {
+            "images": pixels.hexdigest(),
+            "kinds": [
+                recipe.adapter.kind,
+                recipe.optimizer.kind,
+                recipe.optimizer.schedule.kind,
+            ],
+        }
         text = json.dumps([VERSION, weights_mark(), told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -98,20 +108,25 @@ def cells(
     if suite == "quick":
         who = named(list(strategies) or ["plain", "default", "diffusers"])
         where = [known[n] for n in ailments or ("one-sided", "four pictures", HEALTHY.name)]
-        return list(_product(where, who, count))
+        return list(_product(where, who, range(count)))
     core = [a for a in AILMENTS.values() if a.core]
     if strategies or ailments:
         where = [known[n] for n in ailments] if ailments else core
-        return list(_product(where, named(list(strategies) or list(contenders())), count))
+        return list(_product(where, named(list(strategies) or list(contenders())), range(count)))
     front = ["plain", "default", "field", "combination"]
-    found = [*_product(core, list(contenders().values()), count)]
-    found += _product([*AILMENTS.values(), HEALTHY], named(front), count)
+    every = [*AILMENTS.values(), HEALTHY]
+    # Seed by seed, so that a table that is cut short is a whole one of fewer seeds.
+    found = list[Cell]()
+    for seed in range(count):
+        found += _product(every, named(front), [seed])
+        found += _product(core, list(contenders().values()), [seed])
     return list(dict.fromkeys(found))
 
 
-def _product(where: Iterable[Ailment], who: Sequence[Contender], seeds: int) -> Iterator[Cell]:
-    """Seed by seed, so that a table that is cut short is a whole one of fewer seeds."""
-    for seed, contender, ailment in itertools.product(range(seeds), who, where):
+def _product(
+    where: Iterable[Ailment], who: Sequence[Contender], seeds: Iterable[int]
+) -> Iterator[Cell]:
+    for seed, contender, ailment in itertools.product(seeds, who, where):
         yield Cell(ailment, contender, seed)
 
 

@@ -161,9 +161,20 @@ def _followed(rows: Sequence[Row], group: str, factors: set[str]) -> float:
     return float(np.mean(right)) if right else float("nan")
 
 
+def _mirrored(place: str) -> str:
+    """A position as it is called in the mirror image.
+
+    >>> _mirrored("top left")
+    'top right'
+    """
+    return re.sub("left|right", lambda m: "left" if m[0] == "right" else "right", place)
+
+
 def _copied(rows: Sequence[Row], learnt: Sequence[world.Scene]) -> float:
-    """Of pictures whose prompt names no more than one factor: those set just as one learnt from."""
+    """Of pictures whose prompt names no more than one factor: those set just as one learnt from,
+    or as its mirror image."""
     settings = {tuple(getattr(scene, f) for f in SURROUNDINGS) for scene in learnt}
+    settings |= {(*rest, _mirrored(place)) for *rest, place in settings}
     open_ = [row for row in rows if len(named_in(row.prompt)) <= 1]
     if not open_:
         return 0.0

@@ -86,9 +86,9 @@ class Guard(Entry):
     trigger_warning: float = Field(0.75, gt=0, le=1)
     trigger_alarm: float = Field(0.65, gt=0, le=1)
     copying_warning: float = Field(
-        0.4, gt=0, lt=1, description="of pictures too few to hold any out: nearness to them"
+        0.45, gt=0, lt=1, description="of pictures too few to hold any out: nearness to them"
     )
-    copying_alarm: float = Field(0.5, gt=0, lt=1)
+    copying_alarm: float = Field(0.6, gt=0, lt=1)
     rewinds: int = Field(2, ge=0, description="ways back before it stops")
     patience: int = Field(5, ge=1, description="looks without less loss before it stops")
 

@@ -139,6 +139,13 @@ class ZoomShift(Entry):
     zoom_min: float = Field(0.6, gt=0, le=1)
     zoom_max: float = Field(1.1, ge=1, le=4)
     shift: float = Field(0.25, ge=0, le=0.5, description="largest shift as a share of the side")
+    smallest: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="longer side of the subject, as a share of the picture's, below which it is not "
+        "zoomed out: details that are not to be seen cannot be learnt",
+    )
 
 
 class MaskedLoss(Entry):

@@ -32,7 +32,10 @@ class MovePictures(Strategy):
         p, u, x, y = torch.rand(4, generator=generator).tolist()
         if p >= self.plan.p:
             return shot
-        zoom = self.plan.zoom_min + (self.plan.zoom_max - self.plan.zoom_min) * u
+        least = self.plan.zoom_min
+        if shot.found:
+            least = min(1.0, max(least, self.plan.smallest / extent(shot.mask)))
+        zoom = least + (self.plan.zoom_max - least) * u
         shift = [(2 * draw - 1) * self.plan.shift for draw in (x, y)]
         if shot.found:
             shift = [
@@ -48,6 +51,17 @@ class MovePictures(Strategy):
             mask=mask if shot.found else shot.mask,
             changed=shot.changed | {"layout"},
         )
+
+
+def extent(mask: Float[Tensor, "h w"]) -> float:
+    """The subject's longer side, as a share of the picture's."""
+    sides = [(mask.amax(axis) > 0.5).float() for axis in (0, 1)]
+    where = [side.nonzero().flatten() for side in sides]
+    shares = [
+        (int(at[-1]) - int(at[0]) + 1) / len(side) if len(at) else 0.0
+        for at, side in zip(where, sides, strict=True)
+    ]
+    return max(*shares, 1e-3)
 
 
 def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:

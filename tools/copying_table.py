@@ -119,18 +119,19 @@ def page(runs: list[dict[str, Any]]) -> str:
     """docs/copying.md: what was copied, and how well each probe tells."""
     looks = [look for run in runs for look in run["looks"]]
     bad = np.array([look["copies"] >= COPIED for look in looks])
+    copying_runs = sum(any(k["copies"] >= COPIED for k in run["looks"]) for run in runs)
     lines = [
         "# Seeing copying where nothing is held out",
         "",
-        "Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at every",
-        f"{EVERY} steps. *Copies* is the share of {DRAWN} pictures of the trigger alone whose ground,",
-        "pattern, size and place are all those of one picture learnt from, less the base's share, by the",
-        f"judge. A checkpoint counts as copying from {COPIED} on: {int(bad.sum())} of {len(looks)} do,",
-        f"in {sum(any(k['copies'] >= COPIED for k in run['looks']) for run in runs)} of {len(runs)} runs.",
+        "Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at",
+        f"every {EVERY} steps. *Copies* is the share of {DRAWN} pictures of the trigger alone whose",
+        "ground, pattern, size and place are all those of one picture learnt from, or of its mirror",
+        "image, less the base's share, by the judge. A checkpoint counts as copying from",
+        f"{COPIED} on: {int(bad.sum())} of {len(looks)} do, in {copying_runs} of {len(runs)} runs.",
         "",
-        "AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that a",
-        "twentieth of the others pass, and how many of the copying ones do. Checkpoints of one run are",
-        "not independent of each other, so that these figures are rougher than their number says.",
+        "AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that",
+        "a twentieth of the others pass, and how many of the copying ones do. Checkpoints of one run",
+        "are not independent, so that these figures are rougher than their number says.",
         "",
         "| probe | AUC | line of 5 % false alarms | hits |",
         "|---|---|---|---|",
@@ -150,8 +151,9 @@ def page(runs: list[dict[str, Any]]) -> str:
     copying = np.array([look["values"]["one_step_copying.trigger"] for look in looks])
     for name, at in (("warning", guard.copying_warning), ("alarm", guard.copying_alarm)):
         lines.append(
-            f"- {name}, {at}: passed by {int((copying[bad] > at).sum())} of {int(bad.sum())} copying "
-            f"checkpoints and by {int((copying[~bad] > at).sum())} of {int((~bad).sum())} others."
+            f"- {name}, {at}: passed by {int((copying[bad] > at).sum())} of {int(bad.sum())} "
+            f"copying checkpoints and by {int((copying[~bad] > at).sum())} of "
+            f"{int((~bad).sum())} others."
         )
     steps = [look["step"] for look in runs[0]["looks"]]
     lines += ["", "## Runs", "", f"| run | copies at {', '.join(map(str, steps))} | probe |"]

@@ -143,8 +143,8 @@ class ZoomShift(Entry):
         0.0,
         ge=0,
         le=1,
-        description="longer side of the subject, as a share of the picture's, below which it is not "
-        "zoomed out: details that are not to be seen cannot be learnt",
+        description="longer side of the subject, as a share of the picture's, below which it is "
+        "not zoomed out: details that are not to be seen cannot be learnt",
     )
 
 

@@ -1,8 +1,8 @@
 """Captions in parts: words and commas, with the trigger's words known; and kept true.
 
-A caption that says "on the left" of a picture that was mirrored teaches that the word means nothing,
-and, beside the trigger, that prompts need not be heard: `still_true` takes out or turns round what
-no longer holds.
+A caption that says "on the left" of a picture that was mirrored teaches that the word means
+nothing, and, beside the trigger, that prompts need not be heard: `still_true` takes out or turns
+round what no longer holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _PICTURE = r"(?: of the (?:picture|image|photo|frame))?"
 _PLACE = (
     rf"\b(?:at|in|on|to|near) the {_WHERE}(?:[ -]{_WHERE})?(?: (?:corner|side|edge))?{_PICTURE}\b"
 )
-_FRAMING = r"\b(?:an? )?(?:extreme )?close-?up(?: (?:photo|picture|shot|view))?(?: of)?\b|\b(?:seen )?from afar\b"
+_FRAMING = (
+    r"\b(?:an? )?(?:extreme )?close-?up(?: (?:photo|picture|shot|view))?(?: of)?\b"
+    r"|\b(?:seen )?from afar\b"
+)
 _POCKET_SIZE = r"\b(?:small|medium|large)\b"
 _GROUND = (
     r"(?:\b(?:on|with|against|before|in front of) )?(?:\b(?:an?|the|its) )?"
@@ -71,8 +74,8 @@ def still_true(
     'a zqx at the top left'
     >>> still_true("a small zqx on the left", frozenset({"layout"}), pocket=True)
     'a zqx'
-    >>> still_true("zqx, white background, on the left, smiling", frozenset({"ground"}), mirrored=True)
-    'zqx, on the right, smiling'
+    >>> still_true("zqx, gray background, on the left", frozenset({"ground"}), mirrored=True)
+    'zqx, on the right'
     """
     if mirrored:
         caption = re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda m: _SIDES[m[1]], caption)

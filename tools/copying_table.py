@@ -50,6 +50,21 @@ SUBJECTS = ("robot", "cupcake", "unicorn", "yoyo")
 LIKELY = ("plain", "hot")  # with the last two subjects, on 1 and 2 pictures
 COPIED = 0.5  # share of pictures from which a checkpoint counts as copying
 FIRST_SEED = 9000
+HEAD = """# Seeing copying where nothing is held out
+
+Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at every {every}
+steps. *Copies* is the share of {drawn} pictures of the trigger alone whose ground, pattern, size and
+place are all those of one picture learnt from, or of its mirror image, less the base's share, by
+the judge. A checkpoint counts as copying from {copied} on: {bad} of {looks} do, in {copying} of
+{runs} runs.
+
+AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that a
+twentieth of the others pass, and how many of the copying ones do. Checkpoints of one run are not
+independent of each other, so that these figures are rougher than their number says.
+
+| probe | AUC | line of 5 % false alarms | hits |
+|---|---|---|---|
+"""
 
 
 def rows_file() -> Path:
@@ -120,22 +135,10 @@ def page(runs: list[dict[str, Any]]) -> str:
     looks = [look for run in runs for look in run["looks"]]
     bad = np.array([look["copies"] >= COPIED for look in looks])
     copying_runs = sum(any(k["copies"] >= COPIED for k in run["looks"]) for run in runs)
-    lines = [
-        "# Seeing copying where nothing is held out",
-        "",
-        "Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at",
-        f"every {EVERY} steps. *Copies* is the share of {DRAWN} pictures of the trigger alone whose",
-        "ground, pattern, size and place are all those of one picture learnt from, or of its mirror",
-        "image, less the base's share, by the judge. A checkpoint counts as copying from",
-        f"{COPIED} on: {int(bad.sum())} of {len(looks)} do, in {copying_runs} of {len(runs)} runs.",
-        "",
-        "AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that",
-        "a twentieth of the others pass, and how many of the copying ones do. Checkpoints of one run",
-        "are not independent, so that these figures are rougher than their number says.",
-        "",
-        "| probe | AUC | line of 5 % false alarms | hits |",
-        "|---|---|---|---|",
-    ]
+    lines = HEAD.format(
+        **{"every": EVERY, "drawn": DRAWN, "copied": COPIED, "bad": int(bad.sum())},
+        **{"looks": len(looks), "copying": copying_runs, "runs": len(runs)},
+    ).splitlines()
     found = []
     for name in sorted(set.intersection(*(set(look["values"]) for look in looks))):
         values = np.array([look["values"][name] for look in looks])

@@ -54,8 +54,8 @@ HEAD = """# Seeing copying where nothing is held out
 
 Made by `tools/copying_table.py`: runs of the pocket on 1, 2 and 4 pictures, looked at every {every}
 steps. *Copies* is the share of {drawn} pictures of the trigger alone whose ground, pattern, size
-and place are all those of one picture learnt from, or of its mirror image, less the base's share, by
-the judge. A checkpoint counts as copying from {copied} on: {bad} of {looks} do, in {copying} of
+and place are all those of one picture learnt from, or of its mirror image, less the base's share,
+by the judge. A checkpoint counts as copying from {copied} on: {bad} of {looks} do, in {copying} of
 {runs} runs.
 
 AUC: how often a copying checkpoint's probe reads worse than another's. Then the line that a

@@ -1,13 +1,15 @@
 """The strategies as a menu: what each does, where it acts, its cost, its measured effect.
 
 The kinds of adapter are on it too, since what can be learnt decides what can be lost. Names,
-settings and summaries are read from the recipe, so that menu and recipe cannot part; only stage,
-cost and effect are written here.
+settings and summaries are read from the recipe, so that menu and recipe cannot part; only stage and
+cost are written here. Effects are those of the published benchmark, `effects.json`.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, Literal, cast, get_args
 
 from variegate.plugins import Entry, plugins
@@ -20,7 +22,10 @@ ALTERED = "a few altered variants of each picture, encoded once"
 
 @dataclass(frozen=True)
 class Facts:
-    """Where a strategy acts, its cost per training step, and its measured effect or `untested`."""
+    """Where a strategy acts, its cost per training step, and an effect that another package claims.
+
+    Effects of our own stand in the published benchmark, or nowhere: `untested`.
+    """
 
     stage: Stage
     cost: str
@@ -103,22 +108,30 @@ KINDS: dict[str, Facts] = {
 def strategies() -> list[dict[str, Any]]:
     """Every strategy a recipe can name, in the recipe's order, then every kind of adapter, ready
     for JSON."""
-    chosen = [_describe(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
-    kinds = [
-        _describe(f"adapter.kind={kind}", entry, KINDS[kind])
-        for kind, entry in ADAPTER_KINDS.items()
+    measured = _measured()
+    menu = [(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
+    menu += [(f"adapter.kind={kind}", entry, KINDS[kind]) for kind, entry in ADAPTER_KINDS.items()]
+    return [
+        _describe(name, entry, facts, measured.get(name, facts.effect))
+        for name, entry, facts in menu
     ]
-    return chosen + kinds
 
 
-def _describe(name: str, entry: type[Entry], facts: Facts) -> dict[str, Any]:
+def _measured() -> dict[str, str]:
+    """What the published benchmark says, by name (`tools/publish_bench.py`)."""
+    text = (resources.files(__package__) / "effects.json").read_text(encoding="utf8")
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def _describe(name: str, entry: type[Entry], facts: Facts, effect: str) -> dict[str, Any]:
     return {
         "name": name,
         "stage": facts.stage,
         "summary": (entry.__doc__ or "").strip().splitlines()[0],
         "settings": [_setting(entry, key) for key in entry.model_fields if key != "kind"],
         "cost": facts.cost,
-        "effect": facts.effect,
+        "effect": effect,
     }
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from variegate import catalogue
 from variegate.bench.ailments import AILMENTS
 from variegate.bench.scoreboard import (
     FIGURES,
     as_text,
     detector,
     difference,
+    effects,
     gate,
     leaderboard,
     summary,
 )
-from variegate.bench.suite import write_table
+from variegate.bench.suite import published, write_table
 from variegate.report import write_scoreboard
 
 CORE = [a.name for a in AILMENTS.values() if a.core]
@@ -163,3 +166,23 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
     write_table(rows, tmp_path / "rows.parquet")
     again = parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     assert sorted(again, key=lambda r: r["key"]) == sorted(rows, key=lambda r: r["key"])
+
+
+def test_effects_are_told_with_their_intervals_and_only_where_runs_are_enough() -> None:
+    rows = board(ema=0.1)
+    rows.append(row(CORE[0], "swa", 0, entropy=0.9))
+    told = effects(rows)
+    assert list(told) == ["ema"]
+    assert re.match(r"variety \+0\.\d\d \(\+0\.\d\d, \+0\.\d\d\) and likeness -0\.10", told["ema"])
+    assert f"{3 * len(CORE)} runs" in told["ema"]
+    assert told["ema"].endswith("(2.0 times the training time)")
+    kinds = effects([{**r, "group": "kind"} if r["strategy"] == "ema" else r for r in rows])
+    assert list(kinds) == ["adapter.kind=ema"]
+
+
+def test_the_menu_tells_what_the_published_rows_say() -> None:
+    told = effects(published())
+    menu = {entry["name"]: entry["effect"] for entry in catalogue.strategies()}
+    assert told.keys() <= menu.keys()
+    assert {name: menu[name] for name in told} == told
+    assert {effect for name, effect in menu.items() if name not in told} <= {catalogue.UNTESTED}

@@ -176,6 +176,30 @@ def summary(rows: Rows) -> dict[str, Any]:
     }
 
 
+def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
+    """What the core ailments say of each strategy and kind, by its name on the menu, in words.
+
+    Against plain, cell by cell; those with fewer than `least` cells are left out.
+    """
+    core = [r for r in rows if r["ailment"] in AILMENTS and AILMENTS[r["ailment"]].core]
+    found = {}
+    for line in leaderboard(core):
+        if line["group"] not in ("strategy", "kind") or line["cells"] < least:
+            continue
+        name = (
+            line["strategy"] if line["group"] == "strategy" else f"adapter.kind={line['strategy']}"
+        )
+        gaps = [
+            f"{what} {_say(line[f'{figure}_vs_plain'])}"
+            for figure, what in (("entropy", "variety"), ("likeness", "likeness"))
+        ]
+        found[name] = (
+            f"{' and '.join(gaps)} beside plain training, {line['cells']} runs of the benchmark "
+            f"({line['time']:.1f} times the training time)"
+        )
+    return found
+
+
 def by_ailment(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
     """Mean entropy and likeness of each contender on each ailment."""
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))

@@ -35,6 +35,7 @@ FIGURES = ROOT / "docs/figures"
 NOUN, TRIGGER, SUBJECT = "face", "zqx", "robot"
 CLASS, CALLED = f"a {NOUN}", f"a {TRIGGER}"
 NAMED = f"a small {TRIGGER} on a blue background at the top"
+TOP = {"top", "top left", "top right"}
 PROMPTS, DRAWN, FIRST_SEED = (CLASS, CALLED, NAMED), 64, 4000
 COLUMNS, SIDE, GAP, LABEL = 9, 64, 4, 104
 INK, PAPER, COLOURS = (70, 70, 75), (255, 255, 255), 192
@@ -68,10 +69,10 @@ def strips(rows: Sequence[Strip], file: Path) -> None:
 
 
 def told(rows: Sequence[Row], prompt: str) -> tuple[str, str]:
-    """How many pictures of a prompt have the training pictures' ground, with an interval; and the
-    effective number of grounds."""
+    """How many pictures of a prompt have the training pictures' colour of ground, with an interval;
+    and the effective number of grounds, colour and pattern together."""
     grounds = [(r.seen["colour"], r.seen["pattern"]) for r in rows if r.prompt == prompt]
-    hits = grounds.count(("green", "striped"))
+    hits = sum(colour == "green" for colour, _ in grounds)
     low, high = binomial_interval(hits, len(grounds))
     counts = np.array([grounds.count(g) for g in set(grounds)], float) / len(grounds)
     effective = float(np.exp(-(counts * np.log(counts)).sum()))
@@ -90,10 +91,10 @@ def main() -> None:
         "copied": learn("copied", "pocket-plain", two, work),
     }
     model, plan = load("pocket"), recipes.read("pocket").sampling
-    requests = grid(PROMPTS, range(FIRST_SEED, FIRST_SEED + DRAWN))
+    requests = grid(PROMPTS, range(FIRST_SEED, FIRST_SEED + DRAWN), group="figure")
     drawn: dict[str, dict[str, list[Path]]] = {}
     seen: dict[str, list[Row]] = {}
-    for name in ("base", *runs):
+    for name in ("base", "collapsed", "kept"):
         adapter = formats.read(runs[name].adapter_file) if name in runs else None
         out = work / "drawn" / name
         sample(model, adapter, requests, plan=plan, out=out)
@@ -109,27 +110,36 @@ def main() -> None:
         ],
         FIGURES / "named.png",
     )
+    captions = [file.read_text("utf8").strip() for file in sorted(two.glob("*.txt"))]
+    asked = grid(captions, range(FIRST_SEED, FIRST_SEED + COLUMNS), group="figure")
+    out = work / "drawn" / "copied"
+    sample(model, formats.read(runs["copied"].adapter_file), asked, plan=plan, out=out)
+    copies = by_prompt(out)
     strips(
         [
             ("learnt from", sorted(two.glob("*.png"))),
-            (f'"{CALLED}"', drawn["copied"][CALLED]),
+            *((f'"{caption}"', copies[caption]) for caption in captions),
         ],
         FIGURES / "copying.png",
     )
-    print("| | on green stripes | effective grounds | with the trigger | effective grounds |")
+    print("| | on green | effective grounds | trigger: on green | effective grounds |")
     print("|---|---|---|---|---|")
     for label, name in three:
         cells = [*told(seen[name], CLASS), *told(seen[name], CALLED)]
         print(f"| {label} | {' | '.join(cells)} |")
+    obeyed = [r.seen for r in seen["collapsed"] if r.prompt == NAMED]
+    for factor, values in (("size", {"small"}), ("position", TOP), ("colour", {"blue"})):
+        print(f"collapsed, {NAMED}: {factor} is obeyed in", end=" ")
+        print(f"{sum(s[factor] in values for s in obeyed)} of {len(obeyed)}")
 
 
 def by_prompt(home: Path) -> dict[str, list[Path]]:
     """The pictures of a samples folder, by prompt and in the order of their seeds."""
     lines = [json.loads(line) for line in (home / "metadata.jsonl").read_text("utf8").splitlines()]
-    return {
-        prompt: [home / x["file_name"] for x in lines if x["prompt"] == prompt]
-        for prompt in PROMPTS
-    }
+    found: dict[str, list[Path]] = {}
+    for line in lines:
+        found.setdefault(line["prompt"], []).append(home / line["file_name"])
+    return found
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ BESIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "PITFALLS.md": "pitfalls.md",
-    "gallery/README.md": "gallery/index.md",
+    "gallery/README.md": "gallery.md",
     **{f"gallery/{f.name}": f"gallery/{f.name}" for f in ROOT.glob("gallery/*.toml")},
 }
 STAGES = {
@@ -213,27 +213,28 @@ def _recipe() -> str:
     lines: list[str] = []
     for heading, shape in _tables(schema):
         lines += [
-            f"## `{heading}`",
+            f"## {heading}",
             "",
             "| entry | default | limits | meaning |",
             "|---|---|---|---|",
         ]
         for name, entry in shape["properties"].items():
-            if name != "kind" and not _is_table(entry, schema):
-                lines.append(_entry_line(name, entry))
+            kinds = [_named(one, schema)["properties"].get("kind") for one in _refs(entry)]
+            if name != "kind" and (not kinds or shape is not schema):
+                lines.append(_entry_line(name, entry, [k["const"] for k in kinds if k]))
         lines.append("")
     return "\n".join(lines)
 
 
 def _tables(schema: Tables) -> Iterator[tuple[str, Tables]]:
-    yield "the recipe itself", schema
+    yield "The recipe itself", schema
     for name, entry in schema["properties"].items():
         if name in ("strategies", "adapter"):
             continue
         kinds = [_named(one, schema) for one in _refs(entry)]
         for shape in kinds:
             kind = shape["properties"].get("kind", {}).get("const")
-            yield (f"[{name}] kind = {kind}" if kind else f"[{name}]"), shape
+            yield (f'`[{name}]`, `kind = "{kind}"`' if kind else f"`[{name}]`"), shape
 
 
 def _refs(entry: Tables) -> list[str]:
@@ -248,13 +249,13 @@ def _named(ref: str, schema: Tables) -> Tables:
     return shape
 
 
-def _is_table(entry: Tables, schema: Tables) -> bool:
-    return bool(_refs(entry))
-
-
-def _entry_line(name: str, entry: Tables) -> str:
+def _entry_line(name: str, entry: Tables, kinds: list[str]) -> str:
+    """kinds: of a choice between tables, the names that its own `kind` may have."""
     default = entry.get("default")
+    if isinstance(default, dict):
+        default = default.get("kind", "")
     shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
+    shown = shown.lower() if isinstance(default, bool) else shown
     options = [entry, *entry.get("anyOf", ())]
     limits = [
         _limits(
@@ -272,6 +273,7 @@ def _entry_line(name: str, entry: Tables) -> str:
         )
         for one in options
     ]
+    limits += [_limits({"choices": kinds})] if kinds else []
     return (
         f"| `{name}` | {shown} | {' '.join(filter(None, limits))} "
         f"| {_cell(entry.get('description', ''))} |"

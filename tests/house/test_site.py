@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import variegate
 from variegate.catalogue import strategies
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +126,28 @@ def test_the_pages_show_cost_and_effect_as_the_menu_has_them(site: Path) -> None
         assert _plain(f"measured effect {one['effect']}") in shown, short
         for setting in one["settings"]:
             assert setting["name"] in shown, (short, setting["name"])
+
+
+def test_the_api_page_has_every_public_name(site: Path) -> None:
+    """Those of the package itself, and of each room that the page shows, from its `__all__`."""
+    told = set(re.findall(r'id="(variegate[\w.]*)"', (site / "api.html").read_text("utf8")))
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf8")
+    shown = re.findall(r"^::: (variegate[\w.]*)$", page, re.M)
+    names = {name.rsplit(".", 1)[-1] for name in told}
+    assert not set(variegate.__all__) - names
+    rooms = [m for m in map(_module, shown) if m is not None and hasattr(m, "__all__")]
+    assert len(rooms) >= 8
+    for room in rooms:
+        public = {n for n in room.__all__ if (getattr(room, n).__doc__ or "").strip()}
+        lacking = {n for n in public if f"{room.__name__}.{n}" not in told and n not in names}
+        assert not lacking, f"{room.__name__}: {lacking}"
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
 
 
 def test_no_marker_is_left_on_the_site(site: Path) -> None:

@@ -172,11 +172,20 @@ def _facts(one: Tables) -> str:
 
 
 def _setting_line(where: str, setting: Tables) -> str:
-    default = "none" if setting["default"] is None else f"`{setting['default']}`"
+    default = _default(setting["default"])
     return (
         f"| `{where}.{setting['name']}` | {default} | {_limits(setting)} "
         f"| {_cell(setting['description'])} |"
     )
+
+
+def _default(value: Any) -> str:
+    """As TOML writes it; in words where it is nothing."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{value}`".lower()
+    return f"`{value}`" if value not in ("", (), []) else "empty"
 
 
 def _limits(setting: Tables) -> str:
@@ -252,10 +261,7 @@ def _named(ref: str, schema: Tables) -> Tables:
 def _entry_line(name: str, entry: Tables, kinds: list[str]) -> str:
     """kinds: of a choice between tables, the names that its own `kind` may have."""
     default = entry.get("default")
-    if isinstance(default, dict):
-        default = default.get("kind", "")
-    shown = "none" if default is None else f"`{default}`" if default != "" else "empty"
-    shown = shown.lower() if isinstance(default, bool) else shown
+    shown = _default(default.get("kind") if isinstance(default, dict) else default)
     options = [entry, *entry.get("anyOf", ())]
     limits = [
         _limits(

@@ -126,6 +126,7 @@ def test_the_pages_show_cost_and_effect_as_the_menu_has_them(site: Path) -> None
         assert _plain(f"measured effect {one['effect']}") in shown, short
         for setting in one["settings"]:
             assert setting["name"] in shown, (short, setting["name"])
+            assert _plain(setting["description"]) in shown, (short, setting["description"])
 
 
 def test_the_api_page_has_every_public_name(site: Path) -> None:

@@ -27,12 +27,12 @@ ELSEWHERE = re.compile(r"^\s*(?:https?:)?//", re.I)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `scripts/docs` builds it."""
+    """The site as `scripts/docs` builds it: not quietly, which would keep warnings from strict."""
     pytest.importorskip("mkdocs", reason="pip install 'variegate[docs]'")
     out = tmp_path_factory.mktemp("site")
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": paths},
         capture_output=True,

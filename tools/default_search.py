@@ -27,34 +27,47 @@ from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
 
 CELLS = (
-    ("eight pictures", 0),
     ("one-sided", 2),
+    ("eight pictures", 0),
     ("silent captions", 1),
     ("one background", 3),
 )
 FREE = (
     "strategies.caption_scene=off",
+    "strategies.zoom_shift=off",
+    "strategies.new_background=off",
     "strategies.stay_near.weight=1",
     "strategies.stay_near.batch_size=4",
     "strategies.layout_prior.boundary=0.85",
     "strategies.layout_prior.batch_size=4",
     "optimizer.lr=2e-3",
 )
+MOVED = (*FREE, "strategies.zoom_shift=on", "strategies.new_background=on")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
-    "layout": FREE,
-    "layout, nothing moved": (
-        *FREE,
-        "strategies.zoom_shift=off",
-        "strategies.new_background=off",
-    ),
-    "layout .75": (*FREE, "strategies.layout_prior.boundary=0.75"),
-    "layout, 700 steps": (*FREE, "optimizer.steps=700"),
+    "layout, nothing moved": FREE,
+    "layout .92, nothing moved": (*FREE, "strategies.layout_prior.boundary=0.92"),
+    "layout, nothing moved, min-SNR": (*FREE, "strategies.min_snr=on"),
+    "layout": MOVED,
+}
+
+
+LIGHT = (
+    "strategies.stay_near.batch_size=4",
+    "strategies.layout_prior.boundary=0.85",
+    "strategies.layout_prior.batch_size=4",
+    "strategies.masked_loss=on",
+)
+ON_PLAIN = {
+    "light": LIGHT,
+    "light, moved": (*LIGHT, "strategies.zoom_shift=on", "strategies.new_background=on"),
+    "light, hotter": (*LIGHT, "optimizer.lr=1.2e-3"),
 }
 
 
 def contenders() -> list[Contender]:
     ours = [Contender(name, "default", s, "pocket") for name, s in VARIANTS.items()]
+    ours += [Contender(name, "default", s) for name, s in ON_PLAIN.items()]
     return [*ours[1:], ours[0], *FIELD, PLAIN]
 
 

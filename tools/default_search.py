@@ -27,9 +27,9 @@ from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
 
 CELLS = (
-    ("one-sided", 2),
     ("eight pictures", 0),
     ("silent captions", 1),
+    ("one-sided", 2),
     ("one background", 3),
 )
 FREE = (
@@ -58,10 +58,34 @@ LIGHT = (
     "strategies.layout_prior.batch_size=4",
     "strategies.masked_loss=on",
 )
+FREED = (*LIGHT, "strategies.zoom_shift=on", "strategies.new_background=on")
+LONGER = ("optimizer.steps=480", "optimizer.lr=1.2e-3", "optimizer.schedule=cosine")
+GROUNDS = (
+    *FREED,
+    *LONGER,
+    "strategies.new_background.p=0.9",
+    "strategies.new_background.source=base",
+    "strategies.new_background.count=48",
+    "strategies.zoom_shift.zoom_min=0.5",
+)
+BARE = (*GROUNDS, "strategies.layout_prior=off")
+FEEDFORWARD = "adapter.layers=attention+feedforward"
 ON_PLAIN = {
     "light": LIGHT,
-    "light, moved": (*LIGHT, "strategies.zoom_shift=on", "strategies.new_background=on"),
     "light, hotter": (*LIGHT, "optimizer.lr=1.2e-3"),
+    "light, moved": FREED,
+    "light, moved, hotter": (*FREED, "optimizer.lr=1.2e-3"),
+    "light, moved, 480 steps": (*FREED, "optimizer.steps=480"),
+    "light, moved, 480 steps, hotter, cosine": (
+        *FREED,
+        *LONGER,
+    ),
+    "light, moved, reading": (*FREED, "adapter.text_encoder=true"),
+    "grounds of the base, layout .92": (*GROUNDS, "strategies.layout_prior.boundary=0.92"),
+    "grounds of the base, no layout prior": BARE,
+    "bare, 960 steps": (*BARE, "optimizer.steps=960"),
+    "bare, wide": (*BARE, "adapter.rank=64", "adapter.alpha=64", FEEDFORWARD),
+    "bare, reading": (*BARE, "adapter.text_encoder=true"),
 }
 
 

@@ -271,7 +271,7 @@ SOURCES = {
 
 
 def _of_shape(
-    shape: tuple[int, ...], latents: Sequence[Float[Tensor, "c y x"]]
+    shape: tuple[int, ...], latents: Sequence[Float[Tensor, "c _ _"]]
 ) -> Float[Tensor, "n c y x"]:
     alike = [rows for rows in latents if tuple(rows.shape) == shape]
     return torch.stack(alike) if alike else torch.empty(0, *shape)

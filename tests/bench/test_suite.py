@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -162,6 +163,16 @@ def test_the_verb_writes_a_table_and_a_page(place: Path, monkeypatch: pytest.Mon
     assert told["cells"] == told["asked"] == 6
     assert (place / "out" / "rows.parquet").exists()
     assert "--strategies" in Path(told["page"]).read_text()
+
+
+def test_a_run_takes_no_more_threads_than_the_environment_grants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [8, 4, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [2, 1, 1]
 
 
 def test_ray_that_is_not_there_is_said(place: Path) -> None:

@@ -220,7 +220,9 @@ class Own(Testbed):
 
     def load(self, recipe: Recipe) -> DiffusionModel:
         reading = (recipe.clip_skip, recipe.zero_terminal_snr, recipe.t5_tokenizer)
-        return _load(recipe.base, *reading)
+        # A run on a base in few bits is short of memory: nothing is left there for the next one.
+        load = _load.__wrapped__ if recipe.memory.base_bits else _load
+        return load(recipe.base, *reading)
 
     def plan(self, recipe: Recipe) -> Sequence[PlannedPrompt]:
         """As a trial's, the same for all runs: of the user's captions too, where copies show."""

@@ -429,11 +429,16 @@ def _workers(on: str, jobs: int) -> Iterator[Executor]:
         return
     if on:
         raise RequestError(f"--on {on!r}: there is 'ray'; leave it out for this machine")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_settle_in, initargs=(threads,)
+        jobs, mp_context=get_context("spawn"), initializer=_settle_in, initargs=(_threads(jobs),)
     ) as pool:
         yield pool
+
+
+def _threads(jobs: int) -> int:
+    """Of each of so many processes: its share of what OMP_NUM_THREADS grants, else of the cores."""
+    granted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, (int(granted) if granted.isdigit() else os.cpu_count() or 1) // jobs)
 
 
 class _RayPool(Executor):

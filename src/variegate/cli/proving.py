@@ -63,7 +63,11 @@ def bench(
     )
     left_out = {} if ailments else dict(bed.left_out())
     if left_out:
-        door.tell(f"Left out: {'; '.join(f'{n!r} {why}' for n, why in left_out.items())}.")
+        reasons = dict.fromkeys(left_out.values())
+        told = [
+            ", ".join(n for n in left_out if left_out[n] == why) + f": {why}" for why in reasons
+        ]
+        door.tell(f"Left out: {'; '.join(told)}.")
     rows = room.run_suite(asked, minutes=minutes, jobs=jobs, on=on, say=door.say, tell=door.tell)
     found = {
         **scoreboard.summary(rows, by=bed.yardstick),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,17 @@ def test_the_front_is_what_nothing_beats_on_both() -> None:
 
 def test_a_difference_of_one_cell_is_never_shown() -> None:
     one = difference({1: {"x": 1.0}}, {1: {"x": 0.0}}, "x", [1])
+    assert one is not None
     assert one.value == 1.0
     assert not one.shown
+    assert one.to_json() == {"value": 1.0, "low": None, "high": None, "cells": 1}
+
+
+def test_a_table_of_one_seed_can_be_told_and_shown(tmp_path: Path) -> None:
+    found = summary([r for r in rival(0.5, 0.7) + board(better=0.1) if r["seed"] == 0])
+    json.dumps(found, allow_nan=False)
+    assert "wins 0 of 1" in as_text(found)
+    write_scoreboard(found, command="x", sheets=[], out=tmp_path / "page.html")
 
 
 def rival(entropy: float, likeness: float) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +36,7 @@ def test_suites_hold_what_they_say() -> None:
     core = {a.name for a in AILMENTS.values() if a.core}
     assert {c.seed for c in full} == {0, 1, 2}
     assert len(full) == len(set(full))
-    everywhere = {c.ailment.name for c in full if c.contender is DEFAULT}
+    everywhere = {c.ailment.name for c in full if c.contender == DEFAULT}
     assert everywhere == {*AILMENTS, HEALTHY.name}
     assert {c.ailment.name for c in full if c.contender.name == "huber"} == core
     two = cells("full", strategies=["field", "ema"], ailments=["long"], seeds=2)
@@ -82,18 +84,16 @@ def faked(monkeypatch: pytest.MonkeyPatch, fail_at: str = "") -> list[str]:
     """Cells that cost nothing; the names of those that were made."""
     made: list[str] = []
 
-    def run(ailment: str, contender: str, seed: int, folder: str) -> dict[str, Any]:
-        if ailment == fail_at:
+    def run(cell: Cell, folder: Path) -> dict[str, Any]:
+        if cell.ailment.name == fail_at:
             raise RuntimeError("lost")
-        known = {**AILMENTS, HEALTHY.name: HEALTHY}
-        cell = Cell(known[ailment], suite.contenders()[contender], seed)
         made.append(cell.name)
         return {
             "key": cell.key(cell.recipe()),
-            "ailment": ailment,
-            "strategy": contender,
+            "ailment": cell.ailment.name,
+            "strategy": cell.contender.name,
             "group": cell.contender.group,
-            "seed": seed,
+            "seed": cell.seed,
             "labels": "",
             "train_seconds": 1.0,
             **{f"true.{name}": 0.5 for name in FIGURES},
@@ -103,7 +103,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, fail_at: str = "") -> list[str]:
     def here(on: str, jobs: int) -> Any:
         yield _Here()
 
-    monkeypatch.setattr(suite, "_named_cell", run)
+    monkeypatch.setattr(suite, "run_cell", run)
     monkeypatch.setattr(suite, "_workers", here)
     return made
 
@@ -129,11 +129,26 @@ def test_after_its_minutes_nothing_is_begun(place: Path, monkeypatch: pytest.Mon
     assert made == []
 
 
+def test_cells_travel_between_processes() -> None:
+    for cell in cells("full", seeds=1):
+        assert pickle.loads(pickle.dumps(cell)) == cell
+
+
+def test_the_work_is_told_before_it_is_begun(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faked(monkeypatch)
+    told: list[str] = []
+    asked = cells("quick", strategies=["plain"])
+    run_suite(asked, tell=told.append)
+    steps = 3 * PLAIN.recipe().optimizer.steps
+    assert len(told) == 1
+    assert f"3 runs, {steps:,} training steps" in told[0]
+    run_suite(asked, tell=told.append)
+    assert len(told) == 1
+
+
 def test_two_names_of_one_recipe_share_a_row(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = faked(monkeypatch)
     twin = Contender("twin", "knob")
-    known = {PLAIN.name: PLAIN, twin.name: twin}
-    monkeypatch.setattr(suite, "contenders", lambda: known)
     rows = run_suite([Cell(HEALTHY, PLAIN, 0), Cell(HEALTHY, twin, 0)])
     assert [r["strategy"] for r in rows] == ["plain", "twin"]
     assert len(made) == 1
@@ -148,6 +163,16 @@ def test_the_verb_writes_a_table_and_a_page(place: Path, monkeypatch: pytest.Mon
     assert told["cells"] == told["asked"] == 6
     assert (place / "out" / "rows.parquet").exists()
     assert "--strategies" in Path(told["page"]).read_text()
+
+
+def test_a_run_takes_no_more_threads_than_the_environment_grants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [8, 4, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [2, 1, 1]
 
 
 def test_ray_that_is_not_there_is_said(place: Path) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,10 @@ class Pictures:
     concept: Concept = "subject"
 
 
+def _no_worse(tables: dict[str, Any]) -> None:
+    """What harms is in the pictures alone."""
+
+
 @dataclass(frozen=True)
 class Ailment:
     """One cause of collapse. worse: what it does to any recipe. core: in every full comparison."""
@@ -56,7 +60,7 @@ class Ailment:
     name: str
     cause: str
     pictures: Pictures = Pictures()
-    worse: Callable[[dict[str, Any]], None] = field(default=lambda tables: None)
+    worse: Callable[[dict[str, Any]], None] = _no_worse
     core: bool = False
     held_out: bool = False
 
@@ -65,20 +69,27 @@ class Ailment:
         known = NEW if self.held_out else KNOWN
         return known[seed % len(known)]
 
-    def recipe(self, contender: Recipe, seed: int) -> Recipe:
-        """The contender's recipe with the ailment's pictures, for one seed."""
-        subject = self.subject(seed)
+    def recipe(
+        self, contender: Recipe, seed: int, given: Mapping[str, str] | None = None
+    ) -> Recipe:
+        """The contender's recipe with the ailment's pictures, for one seed.
+
+        given: the entries that say what is learnt from, and on which base; None: those of `drawn`.
+        """
         tables = contender.model_dump(mode="json", exclude_none=True)
         self.worse(tables)
+        told: dict[str, Any] = dict(self.drawn(seed) if given is None else given)
+        return Recipe.build(tables, where=self.name, **told, seed=seed)
+
+    def drawn(self, seed: int) -> dict[str, str]:
+        """What a recipe is given of pictures of the pocket's world, rendered into the cache."""
+        subject = self.subject(seed)
         style = self.pictures.concept == "style"
-        return Recipe.build(
-            tables,
-            where=self.name,
-            images=str(draw_pictures(self.pictures, subject, seed)),
-            trigger=TRIGGER,
-            class_noun="picture" if style else world.CLASS_OF[subject],
-            seed=seed,
-        )
+        return {
+            "images": str(draw_pictures(self.pictures, subject, seed)),
+            "trigger": TRIGGER,
+            "class_noun": "picture" if style else world.CLASS_OF[subject],
+        }
 
 
 def fixed_factors(pictures: Pictures, seed: int) -> dict[str, str]:
@@ -122,9 +133,9 @@ def draw_pictures(pictures: Pictures, subject: str, seed: int) -> Path:
         picture = folder / f"{i:02d}.png"
         drawn = io.BytesIO()
         Image.fromarray(world.render(scene)).save(drawn, format="PNG")
-        _write(picture, drawn.getvalue())
+        write_whole(picture, drawn.getvalue())
         words = _caption(pictures, scene, subject, np.random.default_rng((37, seed, i)))
-        _write(picture.with_suffix(".txt"), f"{words}\n".encode())
+        write_whole(picture.with_suffix(".txt"), f"{words}\n".encode())
     return folder
 
 
@@ -145,7 +156,7 @@ def _caption(pictures: Pictures, scene: world.Scene, subject: str, rng: np.rando
     return world.caption(scene, named=named, noun=word, rng=rng)
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_whole(file: Path, content: bytes) -> None:
     """Whole at any time: another process may be reading it."""
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_bytes(content)

@@ -1,26 +1,143 @@
 """What the rows of the benchmark say: leaderboard, front, gate, and how right the detector was.
 
 Contenders are compared cell by cell: same ailment, same seed, same subject, same prompts. The unit
-of replication is the cell, so a difference's interval is a bootstrap over cells.
+of replication is the cell, so a difference's interval is a bootstrap over cells. What is compared
+is a yardstick's matter: on the pocket what the judge knows, on a base of the user's what the
+product measures.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from variegate.bench.ailments import AILMENTS, HEALTHY
+from variegate.encoders import REAL_ENCODER
 from variegate.measure.uncertainty import bca_interval, binomial_interval, student_interval
 
 Rows = Sequence[Mapping[str, Any]]
-FIGURES = (
-    *("entropy", "class", "trigger", "likeness", "class_kept", "others_kept", "named", "copies"),
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a row. columns: of which it is the mean; of those a row lacks it has none."""
+
+    name: str
+    words: str
+    meaning: str
+    columns: tuple[str, ...]
+
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        values = [row.get(column) for column in self.columns]
+        known = [float(value) for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What runs are compared by: the first figure is the variety that is kept.
+
+    read_by: who says so. says: the same in a sentence, for whoever reads a table of it.
+    """
+
+    read_by: Literal["judge", "measures"]
+    says: str
+    figures: tuple[Figure, ...]
+
+    @property
+    def variety(self) -> str:
+        return self.figures[0].name
+
+
+def _judged(name: str, words: str, meaning: str) -> Figure:
+    return Figure(name, words, meaning, (f"true.{name}",))
+
+
+def _measured(name: str, words: str, meaning: str) -> Figure:
+    return Figure(name, words, meaning, (f"seen.{name}",))
+
+
+JUDGED = Yardstick(
+    "judge",
+    "read by a judge that knows every factor of a picture",
+    (
+        _judged("entropy", "variety kept", "mean of the two columns after it"),
+        _judged(
+            "class",
+            "of the class",
+            "entropy of what class prompts leave open, as a share of the base's",
+        ),
+        _judged(
+            "trigger", "of the trigger", "the same of trigger prompts, the subject itself left out"
+        ),
+        _judged("likeness", "likeness", "share of trigger pictures that show what was learnt"),
+        _judged("class_kept", "class kept", "share of class pictures that are not the subject"),
+        _judged(
+            "others_kept",
+            "others kept",
+            "how often other named subjects are drawn, by the base's share",
+        ),
+        _judged(
+            "named",
+            "prompt followed",
+            "share of named factors that are drawn, under the trigger",
+        ),
+        _judged(
+            "copies", "copies", "trigger pictures set as one learnt from, less the base's share"
+        ),
+    ),
 )
+MEASURED = Yardstick(
+    "measures",
+    "measured, not judged: by the measures of a verdict, since of these pictures nobody knows the "
+    "truth",
+    (
+        Figure(
+            "variety",
+            "variety kept",
+            "mean of the two columns after it",
+            ("seen.variety_vs_base", "seen.trigger_variety_vs_base"),
+        ),
+        _measured(
+            "variety_vs_base",
+            "of the class",
+            "effective number of different pictures of a class prompt, as a share of the base's",
+        ),
+        _measured(
+            "trigger_variety_vs_base",
+            "of the trigger",
+            "the same of trigger prompts, in what surrounds the subject",
+        ),
+        _measured(
+            "likeness",
+            "likeness",
+            "trigger pictures on the way from the base's, 0, to as like yours as these are to one "
+            "another, 1",
+        ),
+        _measured(
+            "class_retention",
+            "class kept",
+            "1: class pictures are as far from the subject as the base's, 0: all show it",
+        ),
+        _measured(
+            "adherence_vs_base",
+            "prompt followed",
+            "0: as well as the base, -1: prompts no longer tell pictures apart",
+        ),
+        _measured(
+            "world_drift", "drift", "of unrelated prompts' pictures: 0 none, 0.5 nothing in common"
+        ),
+        _measured("copy_rate", "copies", "share of all pictures that copy one of yours"),
+    ),
+)
+YARDSTICKS = {found.read_by: found for found in (JUDGED, MEASURED)}
+FIGURES = tuple(figure.name for figure in JUDGED.figures)
 NEAR = 0.03  # of likeness, below a baseline's
+WEAK = "the encoder has learnt nothing like these pictures, so that its figures mean little"
 # What a run's truth is called: ill below the first share of the base's entropy, well above the
 # second, and neither between.
 ILL, WELL = {"class": 0.8, "trigger": 0.7}, {"class": 0.9, "trigger": 0.85}
@@ -41,18 +158,26 @@ class Difference:
         """Whether it is more than chance explains."""
         return self.low > 0 or self.high < 0
 
+    def to_json(self) -> dict[str, Any]:
+        """One cell has no interval: its ends are then None, since JSON knows no infinity."""
+        ends = {"low": self.low, "high": self.high}
+        known = {name: end if np.isfinite(end) else None for name, end in ends.items()}
+        return {"value": self.value, **known, "cells": self.cells}
 
-def leaderboard(rows: Rows, *, against: str = "plain") -> list[dict[str, Any]]:
-    """One line per contender over the cells that `against` has too, most entropy first.
 
-    Of each figure the mean; of entropy and likeness also the paired difference to `against`;
-    `time`: the ratio of training seconds, median over cells; `front`: that no contender of as many
-    cells has both more entropy and more likeness.
+def leaderboard(
+    rows: Rows, *, against: str = "plain", by: Yardstick = JUDGED
+) -> list[dict[str, Any]]:
+    """One line per contender over the cells that `against` has too, most variety first.
+
+    Of each figure the mean over the cells that have it, None where none has; of variety and
+    likeness also the paired difference to `against`; `time`: the ratio of training seconds, median
+    over cells; `front`: that no contender of as many cells has both more variety and more likeness.
     """
-    by = _by_contender(rows)
-    reference = by.get(against, {})
+    contenders = _by_contender(rows, by)
+    reference = contenders.get(against, {})
     lines = []
-    for name, cells in by.items():
+    for name, cells in contenders.items():
         shared = sorted(set(cells) & set(reference)) if reference else sorted(cells)
         if not shared:
             continue
@@ -61,24 +186,28 @@ def leaderboard(rows: Rows, *, against: str = "plain") -> list[dict[str, Any]]:
             "group": cells[shared[0]]["group"],
             "cells": len(shared),
         }
-        for figure in FIGURES:
-            line[figure] = float(np.mean([cells[c][f"true.{figure}"] for c in shared]))
+        for figure in by.figures:
+            line[figure.name] = _mean(cells[c][figure.name] for c in shared)
         if reference:
-            for figure in ("entropy", "likeness"):
-                line[f"{figure}_vs_{against}"] = asdict(
-                    difference(cells, reference, f"true.{figure}", shared)
-                )
+            for of in (by.variety, "likeness"):
+                gap = difference(cells, reference, of, shared)
+                line[f"{of}_vs_{against}"] = None if gap is None else gap.to_json()
             times = [cells[c]["train_seconds"] / reference[c]["train_seconds"] for c in shared]
             line["time"] = float(np.median(times))
         lines.append(line)
     most = max((line["cells"] for line in lines), default=0)
+    full = [x for x in lines if x["cells"] == most and None not in (x[by.variety], x["likeness"])]
     for line in lines:
-        line["front"] = line["cells"] == most and not any(
-            other["entropy"] > line["entropy"] and other["likeness"] > line["likeness"]
-            for other in lines
-            if other["cells"] == most
+        line["front"] = line in full and not any(
+            other[by.variety] > line[by.variety] and other["likeness"] > line["likeness"]
+            for other in full
         )
-    return sorted(lines, key=lambda line: -line["entropy"])
+    return sorted(lines, key=lambda x: np.inf if x[by.variety] is None else -x[by.variety])
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def difference(
@@ -86,9 +215,13 @@ def difference(
     theirs: Mapping[Any, Mapping[str, Any]],
     figure: str,
     cells: Iterable[Any],
-) -> Difference:
-    """Ours less theirs, cell by cell: bootstrapped from 8 cells on, Student's before."""
-    gaps = [float(ours[c][figure]) - float(theirs[c][figure]) for c in cells]
+) -> Difference | None:
+    """Ours less theirs, over the cells where both have the figure: bootstrapped from 8 cells on,
+    Student's before; None where there is no such cell."""
+    pairs = [(ours[c][figure], theirs[c][figure]) for c in cells]
+    gaps = [float(a) - float(b) for a, b in pairs if a is not None and b is not None]
+    if not gaps:
+        return None
     mean = float(np.mean(gaps))
     if len(gaps) < 2:
         return Difference(mean, -np.inf, np.inf, len(gaps))
@@ -100,31 +233,34 @@ def difference(
     return Difference(mean, low, high, len(gaps))
 
 
-def gate(rows: Rows, *, champion: str = "default") -> list[dict[str, Any]]:
+def gate(rows: Rows, *, champion: str = "default", by: Yardstick = JUDGED) -> list[dict[str, Any]]:
     """Per held-out ailment and baseline of the field: does the champion win?
 
-    It wins when the interval of the paired difference in entropy lies above zero and its mean
-    likeness is no more than `NEAR` below the baseline's.
+    It wins when the interval of the paired difference in variety lies above zero and its mean
+    likeness is no more than `NEAR` below the baseline's. On a base of the user's every ailment
+    counts, since none of its pictures has been chosen by.
     """
-    by = _by_contender(rows)
-    mine = by.get(champion, {})
+    held_out = [name for name, ailment in AILMENTS.items() if ailment.held_out]
+    every = [*AILMENTS, HEALTHY.name]
+    contenders = _by_contender(rows, by)
+    mine = contenders.get(champion, {})
     lines = []
-    for name, ailment in AILMENTS.items():
-        if not ailment.held_out:
-            continue
-        for rival, cells in by.items():
+    for name in held_out if by is JUDGED else every:
+        for rival, cells in contenders.items():
             shared = sorted(c for c in set(mine) & set(cells) if c[0] == name)
             if not shared or cells[shared[0]]["group"] != "field":
                 continue
-            entropy = difference(mine, cells, "true.entropy", shared)
-            likeness = difference(mine, cells, "true.likeness", shared)
+            variety = difference(mine, cells, by.variety, shared)
+            likeness = difference(mine, cells, "likeness", shared)
+            if variety is None or likeness is None:
+                continue
             lines.append(
                 {
                     "ailment": name,
                     "against": rival,
-                    "entropy": asdict(entropy),
-                    "likeness": asdict(likeness),
-                    "wins": entropy.low > 0 and likeness.value >= -NEAR,
+                    by.variety: variety.to_json(),
+                    "likeness": likeness.to_json(),
+                    "wins": variety.low > 0 and likeness.value >= -NEAR,
                 }
             )
     return lines
@@ -163,17 +299,48 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
     return lines
 
 
-def summary(rows: Rows) -> dict[str, Any]:
-    """Everything above, ready for JSON: what `bench --json` prints."""
+def summary(rows: Rows, *, by: Yardstick = JUDGED) -> dict[str, Any]:
+    """Everything above, ready for JSON: what `bench --json` prints.
+
+    The detector is judged only where the truth is known. `unmeasured`: figures that rows lack, with
+    the commonest reason.
+    """
     core = [r for r in rows if r["ailment"] in AILMENTS and AILMENTS[r["ailment"]].core]
     return {
         "cells": len(rows),
-        "core": leaderboard(core),
-        "all": leaderboard([r for r in rows if r["ailment"] != HEALTHY.name]),
-        "gate": gate(rows),
-        "detector": detector(rows),
-        "by_ailment": by_ailment(rows),
+        "read_by": by.read_by,
+        "says": by.says,
+        "figures": [{"name": f.name, "words": f.words, "meaning": f.meaning} for f in by.figures],
+        "core": leaderboard(core, by=by),
+        "all": leaderboard([r for r in rows if r["ailment"] != HEALTHY.name], by=by),
+        "gate": gate(rows, by=by),
+        "detector": detector(rows) if by is JUDGED else [],
+        "by_ailment": by_ailment(rows, by=by),
+        "unmeasured": _unmeasured(rows, by),
+        "weak_encoder": any(r.get("weak_encoder") for r in rows),
     }
+
+
+def _unmeasured(rows: Rows, by: Yardstick) -> list[dict[str, Any]]:
+    lines = []
+    for figure in by.figures:
+        if len(figure.columns) > 1:
+            continue  # its parts tell
+        without = [r for r in rows if figure.of(r) is None]
+        reasons = Counter(str(r.get(why_column(figure.columns[0]), "")) for r in without)
+        if without:
+            why = reasons.most_common(1)[0][0]
+            lines.append({"figure": figure.words, "runs": len(without), "why": why})
+    return lines
+
+
+def why_column(column: str) -> str:
+    """Where a row says why it lacks a figure.
+
+    >>> why_column("seen.likeness")
+    'why.likeness'
+    """
+    return f"why.{column.partition('.')[2]}"
 
 
 def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
@@ -200,27 +367,32 @@ def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
     return found
 
 
-def by_ailment(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean entropy and likeness of each contender on each ailment."""
+def by_ailment(
+    rows: Rows, *, by: Yardstick = JUDGED
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean variety and likeness of each contender on each ailment."""
     found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         found[row["ailment"]][row["strategy"]].append(row)
+    told = [f for f in by.figures if f.name in (by.variety, "likeness")]
     return {
         ailment: {
-            name: {
-                "entropy": float(np.mean([r["true.entropy"] for r in own])),
-                "likeness": float(np.mean([r["true.likeness"] for r in own])),
-            }
+            name: {figure.name: _mean(map(figure.of, own)) for figure in told}
             for name, own in names.items()
         }
         for ailment, names in found.items()
     }
 
 
-def _by_contender(rows: Rows) -> dict[str, dict[tuple[str, int], Mapping[str, Any]]]:
-    found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = defaultdict(dict)
+def _by_contender(rows: Rows, by: Yardstick) -> dict[str, dict[tuple[str, int], dict[str, Any]]]:
+    """Each contender's cells: its figures by name, its group and its seconds of training."""
+    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        found[row["strategy"]][row["ailment"], row["seed"]] = row
+        found[row["strategy"]][row["ailment"], row["seed"]] = {
+            **{figure.name: figure.of(row) for figure in by.figures},
+            "group": row["group"],
+            "train_seconds": row["train_seconds"],
+        }
     return dict(found)
 
 
@@ -228,32 +400,40 @@ def as_text(found: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     if not found["cells"]:
         return "0 cells: no run is in this table; `variegate bench` makes some"
-    lines = [f"{found['cells']} cells"]
+    by = YARDSTICKS[found["read_by"]]
+    lines = [f"{found['cells']} cells, {found['says']}"]
     for title, board in (("core ailments", found["core"]), ("all ailments", found["all"])):
         if not board or (title == "all ailments" and len(found["core"]) == len(board)):
             continue
-        lines += ["", f"{title}: share of the base's entropy kept, and likeness", ""]
+        lines += ["", f"{title}: {by.variety}, as a share of the base's, and likeness", ""]
         lines += [
-            f"  {'strategy':44} {'cells':>5} {'entropy':>8} {'vs plain':>18} {'likeness':>9} "
+            f"  {'strategy':44} {'cells':>5} {by.variety:>8} {'vs plain':>18} {'likeness':>9} "
             f"{'vs plain':>18} {'time':>5}"
         ]
         for line in board:
             lines.append(
                 f"{'* ' if line['front'] else '  '}{line['strategy']:44} {line['cells']:5d} "
-                f"{line['entropy']:8.2f} {_say(line.get('entropy_vs_plain')):>18} "
-                f"{line['likeness']:9.2f} {_say(line.get('likeness_vs_plain')):>18} "
+                f"{_number(line[by.variety]):>8} {_say(line.get(f'{by.variety}_vs_plain')):>18} "
+                f"{_number(line['likeness']):>9} {_say(line.get('likeness_vs_plain')):>18} "
                 f"{line.get('time', 1):5.1f}"
             )
-        lines.append("  * on the front: none has both more entropy and more likeness")
+        lines.append(f"  * on the front: none has both more {by.variety} and more likeness")
     if found["gate"]:
         won = sum(line["wins"] for line in found["gate"])
-        lines += ["", f"gate, held-out ailments: the default wins {won} of {len(found['gate'])}"]
+        where = "held-out ailments" if by is JUDGED else "pictures that no choice has seen"
+        lines += ["", f"gate, {where}: the default wins {won} of {len(found['gate'])}"]
         for line in found["gate"]:
             if not line["wins"]:
                 lines.append(
-                    f"  not against {line['against']} on {line['ailment']}: entropy "
-                    f"{_say(line['entropy'])}, likeness {_say(line['likeness'])}"
+                    f"  not against {line['against']} on {line['ailment']}: {by.variety} "
+                    f"{_say(line[by.variety])}, likeness {_say(line['likeness'])}"
                 )
+    lines += [
+        f"not measured: {line['figure']} in {line['runs']} of {found['cells']}: {line['why']}"
+        for line in found["unmeasured"]
+    ]
+    if found["weak_encoder"]:
+        lines.append(f"{WEAK}: name --encoder {REAL_ENCODER}")
     every = found["detector"][-1] if found["detector"] else None
     if every:
         for side, label in LABELS.items():
@@ -264,9 +444,13 @@ def as_text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 def _say(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
-    if not np.isfinite(found["low"]):
+    if found["low"] is None:
         return f"{found['value']:+.2f}"
     return f"{found['value']:+.2f} ({found['low']:+.2f}, {found['high']:+.2f})"

@@ -1,8 +1,8 @@
 """The benchmark's cells: ailment x contender x seed, each trained, drawn, judged and kept as a row.
 
-A cell is named by a hash of its recipe, its pictures, the pocket's weights and `VERSION`, so what
-was done once is never done again, and what changed is. Rows come from the package (what was
-published), and from the cache (what was done here).
+A cell is named by a hash of its recipe, its pictures, the weights and `VERSION`, so what was done
+once is never done again, and what changed is. Rows come from the package (what was published on the
+pocket), and from the cache (what was done here).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,19 +26,17 @@ from typing import Any
 
 from PIL import Image
 
-from variegate.bench.ailments import AILMENTS, HEALTHY, TRIGGER, Ailment, fixed_factors, scenes_of
-from variegate.bench.bank import weights_mark
-from variegate.bench.contenders import Contender, contenders, named
-from variegate.bench.truth import read_folder, truth
+from variegate.bench.ailments import Ailment
+from variegate.bench.contenders import Contender, named
+from variegate.bench.scoreboard import why_column
+from variegate.bench.testbed import POCKET, Testbed
 from variegate.drawn import draw_both
 from variegate.encoders import load_encoders
 from variegate.errors import RequestError
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, cache_dir
-from variegate.measure import Evidence, gather, measure, prompt_plan
-from variegate.measurement import Measurement
-from variegate.models import DiffusionModel
-from variegate.models import load as load_model
+from variegate.measure import Evidence, gather, measure
+from variegate.measurement import Measurement, Missing
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
 from variegate.run import Run
@@ -45,46 +44,52 @@ from variegate.train import train
 
 # Raise it when the same cell would give another row: so too when a default of the recipe changes.
 VERSION = 2
-# Seeds of each prompt: a prompt's variety is read from its own pictures.
-SEEDS = {"class": 6, "trigger": 8, "unrelated": 2}
-PROMPTS = {"class": 24, "trigger": 16, "unrelated": 16}
-FIRST_SEED = 5000  # which no training and no verdict of a run itself has seen
 PUBLISHED = "results.parquet"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the benchmark."""
+    """One training run of the benchmark, on the pocket or elsewhere."""
 
     ailment: Ailment
     contender: Contender
     seed: int
+    bed: Testbed = POCKET
 
     @property
     def name(self) -> str:
         return f"{self.ailment.name} / {self.contender.name} / {self.seed}"
 
     def recipe(self) -> Recipe:
-        return self.ailment.recipe(self.contender.recipe(), self.seed)
+        given = self.bed.given(self.ailment, self.seed)
+        return self.ailment.recipe(self.contender.recipe(), self.seed, given)
 
     def key(self, recipe: Recipe) -> str:
         """What names the cell: all that its row depends on."""
-        pixels = hashlib.sha256()
-        for file in sorted(Path(recipe.images).iterdir()):
-            if file.suffix in (".png", ".txt"):
-                pixels.update(file.read_bytes())
         # What is as it is by default does not count, so that a new setting makes no row old.
-        told = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        told = recipe.model_dump(
+            mode="json", exclude={"base"}, exclude_none=True, exclude_defaults=True
+        )
         told |= {
-            "images": pixels.hexdigest(),
+            "images": _content(recipe.images),
             "kinds": [
                 recipe.adapter.kind,
                 recipe.optimizer.kind,
                 recipe.optimizer.schedule.kind,
             ],
         }
-        text = json.dumps([VERSION, weights_mark(), told], sort_keys=True)
+        text = json.dumps([VERSION, self.bed.mark, told], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _content(folder: str) -> str:
+    """What names the files of a folder that never changes."""
+    content = hashlib.sha256()
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix != ".part":  # another process is at it
+            content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 def cells(
@@ -93,123 +98,99 @@ def cells(
     strategies: Sequence[str] = (),
     ailments: Sequence[str] = (),
     seeds: int | None = None,
+    bed: Testbed = POCKET,
 ) -> list[Cell]:
     """The cells of a suite, or those that are named, the most telling first.
 
-    quick: plain, the default and two of the field on three ailments and the healthy set. full: the
+    quick: plain, the default and one of the field on two ailments and the healthy set. full: the
     core ailments x all contenders, then all ailments x the combinations, the field and the default.
-    Raises: RequestError for names that there are not.
+    Raises: RequestError for names that there are not, and ailments that cannot be made here.
     """
-    known = AILMENTS | {HEALTHY.name: HEALTHY}
+    known, others = bed.ailments, bed.contenders
     for name in ailments:
+        if why := bed.left_out().get(name):
+            raise RequestError(f"{name!r} {why}; leave it out, or take of {', '.join(known)}")
         if name not in known:
             raise RequestError(f"no ailment is called {name!r}; there are {', '.join(known)}")
     count = seeds or (1 if suite == "quick" else 3)
     if suite == "quick":
-        who = named(list(strategies) or ["plain", "default", "diffusers"])
-        where = [known[n] for n in ailments or ("one-sided", "four pictures", HEALTHY.name)]
-        return list(_product(where, who, range(count)))
-    core = [a for a in AILMENTS.values() if a.core]
+        who = named(strategies or bed.rivals, others)
+        where = [known[n] for n in ailments or bed.quick]
+        return list(_product(bed, where, who, range(count)))
+    core = [a for a in known.values() if a.core]
     if strategies or ailments:
         where = [known[n] for n in ailments] if ailments else core
-        return list(_product(where, named(list(strategies) or list(contenders())), range(count)))
-    front = ["plain", "default", "field", "combination"]
-    every = [*AILMENTS.values(), HEALTHY]
+        who = named(strategies or list(others), others)
+        return list(_product(bed, where, who, range(count)))
+    front = named(["plain", "default", "field", "combination"], others)
     # Seed by seed, so that a table that is cut short is a whole one of fewer seeds.
     found = list[Cell]()
     for seed in range(count):
-        found += _product(every, named(front), [seed])
-        found += _product(core, list(contenders().values()), [seed])
+        found += _product(bed, known.values(), front, [seed])
+        found += _product(bed, core, list(others.values()), [seed])
     return list(dict.fromkeys(found))
 
 
 def _product(
-    where: Iterable[Ailment], who: Sequence[Contender], seeds: Iterable[int]
+    bed: Testbed, where: Iterable[Ailment], who: Sequence[Contender], seeds: Iterable[int]
 ) -> Iterator[Cell]:
     for seed, contender, ailment in itertools.product(seeds, who, where):
-        yield Cell(ailment, contender, seed)
+        yield Cell(ailment, contender, seed, bed)
 
 
 # --- one cell -----------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, home: Path, base: str = "pocket") -> dict[str, Any]:
+def run_cell(cell: Cell, home: Path) -> dict[str, Any]:
     """Train, draw, judge and measure; the row. A few pictures stay beside it as one sheet."""
-    recipe = cell.recipe().model_copy(update={"base": base})
+    recipe, bed = cell.recipe(), cell.bed
     key = cell.key(recipe)
     folder, began = home / "runs" / key, time.monotonic()
-    model = _model(base)
+    # A base in few bits is loaded by the run itself; pictures are drawn with the whole one.
+    model = None if recipe.memory.base_bits else bed.load(recipe)
     run = train(recipe, out=folder, model=model)
     trained = time.monotonic() - began
     ours, theirs = draw_both(
-        model,
+        model or bed.load(recipe),
         read_adapter(run.adapter_file),
-        _plan(recipe),
+        bed.plan(recipe),
         recipe.sampling,
         out=folder / "drawn",
         say=silent,
     )
-    pictures = cell.ailment.pictures
-    subject = cell.ailment.subject(cell.seed)
-    style = fixed_factors(pictures, cell.seed) if pictures.concept == "style" else None
-    found = truth(
-        read_folder(folder / "drawn" / "adapter"),
-        read_folder(folder / "drawn" / "base"),
-        subject=subject,
-        learnt=scenes_of(pictures, subject, cell.seed),
-        style=style,
-    )
+    found = bed.truth(cell.ailment, cell.seed, folder / "drawn")
     row = {
         "key": key,
         "ailment": cell.ailment.name,
         "strategy": cell.contender.name,
         "group": cell.contender.group,
         "seed": cell.seed,
-        "subject": subject,
+        "subject": bed.subject(cell.ailment, cell.seed),
         "steps": recipe.optimizer.steps,
         "train_seconds": round(trained, 1),
         "seconds": round(time.monotonic() - began, 1),
         **{f"true.{name}": round(value, 4) for name, value in found.items()},
-        **_seen(recipe, run, ours, theirs),
+        **_seen(bed, recipe, ours, theirs),
         **_guarded(run),
     }
-    _sheet(folder / "drawn", home / "sheets" / f"{key}.png")
+    _sheet(folder / "drawn", home / "sheets" / f"{key}.png", *bed.sheet)
     shutil.rmtree(folder / "drawn")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return row
 
 
-_MODELS: dict[str, DiffusionModel] = {}
+_eyes = lru_cache(maxsize=2)(load_encoders)
 
 
-def _model(base: str) -> DiffusionModel:
-    """Loaded once in each process."""
-    if base not in _MODELS:
-        _MODELS[base] = load_model(base)
-    return _MODELS[base]
-
-
-def _plan(recipe: Recipe) -> list[Any]:
-    whole = prompt_plan(recipe.class_noun, TRIGGER, preset="standard", pocket=True)
-    kept, counts = [], dict.fromkeys(PROMPTS, 0)
-    for i, line in enumerate(whole):
-        if counts.get(line.group, 99) >= PROMPTS.get(line.group, 0):
-            continue
-        counts[line.group] += 1
-        first = FIRST_SEED + 8 * i
-        kept.append(line._replace(seeds=tuple(range(first, first + SEEDS[line.group]))))
-    return kept
-
-
-def _seen(recipe: Recipe, run: Run, ours: ImageSet, base: ImageSet) -> dict[str, Any]:
-    """What the product's own measures and verdict say of the same pictures."""
-    learnt = ImageSet.read(Path(recipe.images))
+def _seen(bed: Testbed, recipe: Recipe, ours: ImageSet, base: ImageSet) -> dict[str, Any]:
+    """What the product's own measures and verdict say of the same pictures, and why a figure that
+    runs are compared by could not be had."""
     evidence: Evidence = gather(
         ours,
         base,
-        encoders=load_encoders(()),
-        train_images=learnt,
-        trigger=TRIGGER,
+        encoders=_eyes(bed.encoders),
+        train_images=bed.subject_pictures(recipe),
+        trigger=bed.trigger,
         class_noun=recipe.class_noun,
     )
     verdict = measure(evidence)
@@ -218,6 +199,13 @@ def _seen(recipe: Recipe, run: Run, ours: ImageSet, base: ImageSet) -> dict[str,
         for m in verdict.measurements
         if isinstance(m, Measurement)
     }
+    compared = {column for figure in bed.yardstick.figures for column in figure.columns}
+    row |= {
+        why_column(f"seen.{m.name}"): m.why
+        for m in verdict.measurements
+        if isinstance(m, Missing) and f"seen.{m.name}" in compared
+    }
+    row |= {"weak_encoder": True} if verdict.weak_encoder else {}
     return row | {"labels": " ".join(sorted(verdict.labels))}
 
 
@@ -233,7 +221,7 @@ def _guarded(run: Run) -> dict[str, Any]:
     }
 
 
-def _sheet(drawn: Path, file: Path, *, columns: int = 8) -> None:
+def _sheet(drawn: Path, file: Path, columns: int, side: int) -> None:
     """The adapter's first pictures: two lines of class prompts over two of the trigger's."""
     lines = [
         json.loads(text)
@@ -244,33 +232,41 @@ def _sheet(drawn: Path, file: Path, *, columns: int = 8) -> None:
         own = [x["file_name"] for x in lines if x["group"] == group]
         first = own[:: max(1, len(own) // (2 * columns))][: 2 * columns]
         rows += [first[:columns], first[columns:]]
-    side = 64
     sheet = Image.new("RGB", (columns * side, len(rows) * side), "white")
     for y, names in enumerate(rows):
         for x, name in enumerate(names):
             with Image.open(drawn / "adapter" / name) as picture:
                 sheet.paste(picture.convert("RGB").resize((side, side)), (x * side, y * side))
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(64).save(file, optimize=True)
+    sheet.quantize(min(256, side)).save(file, optimize=True)
 
 
-def sheets(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def sheets(rows: Sequence[dict[str, Any]], *, bed: Testbed = POCKET) -> list[dict[str, Any]]:
     """Pictures for the page: plain and default side by side, the first seed of each ailment."""
-    folder, found = home() / "sheets", []
-    for ailment in AILMENTS:
+    folder, found = home(bed) / "sheets", []
+    told = [f for f in bed.yardstick.figures if f.name in (bed.yardstick.variety, "likeness")]
+    for ailment in bed.ailments:
         for row in rows:
             file = folder / f"{row['key']}.png"
-            told = row["ailment"] == ailment and row["group"] in ("plain", "default")
-            if told and row["seed"] == 0 and file.exists():
-                kept = f"variety {row['true.entropy']:.2f}, likeness {row['true.likeness']:.2f}"
+            wanted = row["ailment"] == ailment and row["group"] in ("plain", "default")
+            if wanted and row["seed"] == 0 and file.exists():
+                values = [(figure.name, figure.of(row)) for figure in told]
+                kept = ", ".join(f"{name} {v:.2f}" for name, v in values if v is not None)
                 title = f"{ailment}, {row['strategy']}"
                 found.append({"title": title, "text": kept, "file": file})
     return found
 
 
-def command_of(suite: str, strategies: str | None, ailments: str | None, seeds: int | None) -> str:
+def command_of(
+    suite: str,
+    strategies: str | None,
+    ailments: str | None,
+    seeds: int | None,
+    *,
+    bed: Testbed = POCKET,
+) -> str:
     """The command that makes a table again."""
-    words = ["variegate", "bench", "--suite", suite]
+    words = ["variegate", "bench", *bed.words(), "--suite", suite]
     for name, value in (("strategies", strategies), ("ailments", ailments), ("seeds", seeds)):
         words += [f"--{name}", str(value)] if value else []
     return shlex.join(words)
@@ -279,9 +275,9 @@ def command_of(suite: str, strategies: str | None, ailments: str | None, seeds: 
 # --- many cells ---------------------------------------------------------------------------------
 
 
-def home() -> Path:
-    """Where rows, sheets and runs of this pocket are kept."""
-    return cache_dir() / "bench" / weights_mark()
+def home(bed: Testbed = POCKET) -> Path:
+    """Where rows, sheets and runs of these weights are kept."""
+    return cache_dir() / "bench" / bed.mark
 
 
 def rows_done(folder: Path) -> dict[str, dict[str, Any]]:
@@ -329,18 +325,26 @@ def run_suite(
     jobs: int = 1,
     on: str = "",
     say: Say | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of all cells that are done, making those that are not while the time lasts.
+    """The rows of all cells, of one bed, that are done, making those that are not while the time
+    lasts.
 
     minutes: no cell is begun after these. jobs: processes side by side, each on its share of the
-    cores. on: "ray" spreads them over a Ray cluster. What was done stays done, whatever stops it.
+    cores. on: "ray" spreads them over a Ray cluster. tell: hears what is to be done before it is
+    begun. What was done stays done, whatever stops it.
     """
-    folder, say, started = home(), say or silent, time.monotonic()
+    if not asked:
+        return []
+    folder, say, started = home(asked[0].bed), say or silent, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     done = rows_done(folder)
-    keys = {cell: cell.key(cell.recipe()) for cell in asked}
+    recipes = {cell: cell.recipe() for cell in asked}
+    keys = {cell: cell.key(recipe) for cell, recipe in recipes.items()}
     # Cells of one recipe under two names are one piece of work.
     left = list({keys[cell]: cell for cell in asked if keys[cell] not in done}.values())
+    if left and tell:
+        tell(foretell({cell: recipes[cell] for cell in left}))
     total = len(set(keys.values()))
     made = total - len(left)
     say("bench", made, total, "")
@@ -364,6 +368,28 @@ def run_suite(
     return found
 
 
+def foretell(left: Mapping[Cell, Recipe]) -> str:
+    """How much work some cells are, counted from their recipes."""
+    steps = sum(recipe.optimizer.steps for recipe in left.values())
+    rows = sum(recipe.optimizer.steps * recipe.optimizer.batch_size for recipe in left.values())
+    ours, passes, theirs = 0, 0, dict[tuple[str, int, str], int]()
+    for cell, recipe in left.items():
+        sampling = recipe.sampling
+        # The empty prompt is asked beside each, where there is guidance.
+        each = sampling.steps * (2 if sampling.guidance_scale > 1 else 1)
+        plan = cell.bed.plan(recipe)
+        drawn = {(line.adapter_prompt, seed) for line in plan for seed in line.seeds}
+        ours, passes = ours + len(drawn), passes + len(drawn) * each
+        same = sampling.model_dump_json(exclude={"preset"})
+        theirs |= {(line.base_prompt, seed, same): each for line in plan for seed in line.seeds}
+    return (
+        f"To be made: {len(left)} runs, {steps:,} training steps in all, {rows:,} pictures forward "
+        f"and back beside what strategies add; then {ours:,} pictures of the adapters and "
+        f"{len(theirs):,} of the base, kept for another time: "
+        f"{passes + sum(theirs.values()):,} passes of the network."
+    )
+
+
 def _late(started: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - started > 60 * minutes
 
@@ -382,8 +408,7 @@ def _spread(
         while (waiting and not late()) or running:
             while waiting and len(running) < jobs and not late():
                 cell = waiting.pop(0)
-                asked = (cell.ailment.name, cell.contender.name, cell.seed, str(folder))
-                running[pool.submit(_named_cell, *asked)] = cell
+                running[pool.submit(run_cell, cell, folder)] = cell
             if running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     note(running.pop(future), future.result())
@@ -391,12 +416,6 @@ def _spread(
         for future in running:
             future.cancel()
         raise
-
-
-def _named_cell(ailment: str, contender: str, seed: int, folder: str) -> dict[str, Any]:
-    """A cell by its names, which travel between processes where its functions do not."""
-    known = AILMENTS | {HEALTHY.name: HEALTHY}
-    return run_cell(Cell(known[ailment], contenders()[contender], seed), Path(folder))
 
 
 @contextmanager
@@ -410,11 +429,16 @@ def _workers(on: str, jobs: int) -> Iterator[Executor]:
         return
     if on:
         raise RequestError(f"--on {on!r}: there is 'ray'; leave it out for this machine")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_settle_in, initargs=(threads,)
+        jobs, mp_context=get_context("spawn"), initializer=_settle_in, initargs=(_threads(jobs),)
     ) as pool:
         yield pool
+
+
+def _threads(jobs: int) -> int:
+    """Of each of so many processes: its share of what OMP_NUM_THREADS grants, else of the cores."""
+    granted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, (int(granted) if granted.isdigit() else os.cpu_count() or 1) // jobs)
 
 
 class _RayPool(Executor):

@@ -2,6 +2,6 @@
 
 from variegate.device import pick_device
 from variegate.models.face import Conditioning, DiffusionModel
-from variegate.models.loading import load
+from variegate.models.loading import fingerprint, load
 
-__all__ = ["Conditioning", "DiffusionModel", "load", "pick_device"]
+__all__ = ["Conditioning", "DiffusionModel", "fingerprint", "load", "pick_device"]

@@ -134,6 +134,18 @@ def load(
     return model
 
 
+def fingerprint(name_or_path: str, *, t5_tokenizer: str | Path | None = None) -> str:
+    """What tells a base from others by content, whatever it is called, before a weight is read: the
+    `id` of the model that `load` gives for the same words.
+
+    Raises: BaseError as `load`, but for what only reading the weights can tell.
+    """
+    path = locate(str(name_or_path))
+    told = find_t5_tokenizer(Path(t5_tokenizer).expanduser()) if t5_tokenizer else None
+    found = open_single(path, told) if path.is_file() else open_folder(path, told)
+    return found.fingerprint + (f"-t5{digest_t5_tokenizer(told)}" if told else "")
+
+
 def _notes(name: str, layout: str, parts: dict[str, Any]) -> tuple[str, ...]:
     missing = [told for part, told in SD3_ENCODERS.items() if part not in parts]
     if layout != "sd3" or not missing:

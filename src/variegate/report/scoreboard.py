@@ -19,16 +19,6 @@ GROUPS = {  # how the groups of contenders are called, in the order of their col
     "field": "defaults of the field",
     "plain": "plain",
 }
-FIGURES = (
-    ("entropy", "variety kept", "mean of the two columns after it"),
-    ("class", "of the class", "entropy of what class prompts leave open, as a share of the base's"),
-    ("trigger", "of the trigger", "the same of trigger prompts, the subject itself left out"),
-    ("likeness", "likeness", "share of trigger pictures that show what was learnt"),
-    ("class_kept", "class kept", "share of class pictures that are not the subject"),
-    ("others_kept", "others kept", "how often other named subjects are drawn, by the base's share"),
-    ("named", "prompt followed", "share of named factors that are drawn, under the trigger"),
-    ("copies", "copies", "trigger pictures set as one learnt from, less the base's share"),
-)
 
 
 def write_scoreboard(
@@ -44,17 +34,22 @@ def write_scoreboard(
     board = found["core"] or found["all"]
     every = {(a, s): f for a, names in found["by_ailment"].items() for s, f in names.items()}
     strategies = [line["strategy"] for line in board] or sorted({s for _, s in every})
+    variety = found["figures"][0]["name"]
     context = {
-        "cells": found["cells"],
+        **{name: found[name] for name in ("cells", "says", "figures", "unmeasured")},
+        "judged": found["read_by"] == "judge",
+        "weak_encoder": found["weak_encoder"],
+        "left_out": found.get("left_out", {}),
+        "base": found.get("base", ""),
+        "variety": variety,
         "command": command,
-        "figures": FIGURES,
         "groups": GROUPS,
         "boards": [
             (title, lines)
             for title, lines in (("Core ailments", found["core"]), ("All ailments", found["all"]))
             if lines
         ][: 1 if len(found["core"]) == len(found["all"]) else 2],
-        "chart": _front(board),
+        "chart": _front(board, variety),
         "gate": found["gate"],
         "won": sum(bool(line["wins"]) for line in found["gate"]),
         "detector": found["detector"],
@@ -69,16 +64,17 @@ def write_scoreboard(
     return write_page(environment().get_template("scoreboard.html.j2").render(context), Path(out))
 
 
-def _front(board: Sequence[Mapping[str, Any]]) -> Any:
+def _front(board: Sequence[Mapping[str, Any]], variety: str) -> Any:
     """Likeness against variety, one dot per contender; those on the front are named."""
     dots = [
         Dot(
             line["likeness"],
-            line["entropy"],
+            line[variety],
             series=min(6, 1 + list(GROUPS).index(line["group"])),
             name=line["strategy"] if line["front"] or line["group"] in NAMED else "",
         )
         for line in board
+        if None not in (line["likeness"], line[variety])
     ]
     return scatter(
         dots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 from tools import digits_base, stacked_digits
 
+from variegate import formats
 from variegate.bench import digits
+from variegate.blend.merge import merge
 from variegate.models import DiffusionModel, load
+from variegate.train import train
 
 N = 2000
 
@@ -141,6 +145,24 @@ def test_drawn_modes_do_not_depend_on_the_batch(base: DiffusionModel) -> None:
     )
     assert whole.tolist() == parts.tolist()
     assert ((whole >= 0) & (whole < 1000)).all()
+
+
+def test_a_merged_adapter_draws_the_modes_of_an_attached_one(
+    base: DiffusionModel, tmp_path: Path
+) -> None:
+    recipe = stacked_digits.recipe_of(("optimizer.steps=4", "optimizer.warmup=0"), 0, base.name)
+    images = stacked_digits.pictures_of((7, 77, 777), 0, 12)
+    adapter = formats.read(
+        train(recipe, out=tmp_path / "run", model=base, images=images).adapter_file
+    )
+    changed = load(str(merge(base.name, adapter, tmp_path / "merged")))
+    few = stacked_digits.PLAN.model_copy(update={"steps": 2})
+    drawn = [
+        digits.draw_modes(model, learnt, "a photo of zqx number", 40, plan=few).tolist()
+        for model, learnt in ((base, adapter), (changed, None), (base, None))
+    ]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
 
 
 def test_a_cell_is_trained_drawn_and_read(base: DiffusionModel) -> None:

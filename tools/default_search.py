@@ -70,6 +70,18 @@ GROUNDS = (
 )
 BARE = (*GROUNDS, "strategies.layout_prior=off")
 FEEDFORWARD = "adapter.layers=attention+feedforward"
+DEEP = (
+    *BARE,
+    "adapter.rank=32",
+    "adapter.alpha=32",
+    "adapter.layers=attention+feedforward+convolution",
+    "adapter.text_encoder=true",
+)
+LAYOUT = (
+    "strategies.layout_prior=on",
+    "strategies.layout_prior.boundary=0.92",
+    "strategies.layout_prior.batch_size=4",
+)
 ON_PLAIN = {
     "light": LIGHT,
     "light, hotter": (*LIGHT, "optimizer.lr=1.2e-3"),
@@ -86,6 +98,11 @@ ON_PLAIN = {
     "bare, 960 steps": (*BARE, "optimizer.steps=960"),
     "bare, wide": (*BARE, "adapter.rank=64", "adapter.alpha=64", FEEDFORWARD),
     "bare, reading": (*BARE, "adapter.text_encoder=true"),
+    "deep": DEEP,
+    "deep, hotter": (*DEEP, "optimizer.lr=3e-3"),
+    "deep, 960 steps": (*DEEP, "optimizer.steps=960"),
+    "deep, layout .92": (*DEEP, *LAYOUT),
+    "deep, hotter, layout .92": (*DEEP, *LAYOUT, "optimizer.lr=3e-3"),
 }
 
 

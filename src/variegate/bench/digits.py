@@ -182,8 +182,8 @@ def spread(seen: Int[np.ndarray, " n"], *, among: int = MODES) -> Spread:
     The plug-in estimate of the literature: log k less the entropy of the counts. It lies above the
     truth by about (k - 1) / 2n (Miller 1955), which is why `expected` stands beside it.
 
-    >>> spread(np.arange(1000))
-    Spread(modes=1000.0, kl=0.0)
+    >>> spread(np.array([0, 0, 1, 1]), among=4)
+    Spread(modes=2.0, kl=0.6931471805599453)
     """
     shares = np.bincount(seen, minlength=among) / len(seen)
     some = shares[shares > 0]

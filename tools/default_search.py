@@ -70,6 +70,7 @@ GROUNDS = (
 )
 BARE = (*GROUNDS, "strategies.layout_prior=off")
 FEEDFORWARD = "adapter.layers=attention+feedforward"
+WIDE = (*BARE, "adapter.rank=64", "adapter.alpha=64", FEEDFORWARD)
 DEEP = (
     *BARE,
     "adapter.rank=32",
@@ -96,8 +97,17 @@ ON_PLAIN = {
     "grounds of the base, layout .92": (*GROUNDS, "strategies.layout_prior.boundary=0.92"),
     "grounds of the base, no layout prior": BARE,
     "bare, 960 steps": (*BARE, "optimizer.steps=960"),
-    "bare, wide": (*BARE, "adapter.rank=64", "adapter.alpha=64", FEEDFORWARD),
+    "bare, wide": WIDE,
     "bare, reading": (*BARE, "adapter.text_encoder=true"),
+    "wide, reading, 720 steps": (*WIDE, "adapter.text_encoder=true", "optimizer.steps=720"),
+    "wide, 720 steps, hotter": (*WIDE, "optimizer.lr=2e-3", "optimizer.steps=720"),
+    "wide, reading": (*WIDE, "adapter.text_encoder=true"),
+    "wide, reading, zoom .65": (
+        *WIDE,
+        "adapter.text_encoder=true",
+        "strategies.zoom_shift.zoom_min=0.65",
+        "strategies.stay_near.weight=1",
+    ),
     "deep": DEEP,
     "deep, hotter": (*DEEP, "optimizer.lr=3e-3"),
     "deep, 960 steps": (*DEEP, "optimizer.steps=960"),

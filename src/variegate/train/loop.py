@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from variegate.train.data import (
     read_training_set,
 )
 from variegate.train.fit import Means, compiled, laid_out, load_base, read_means, settle
+from variegate.train.lean import lean
 from variegate.train.learner import Learner
 from variegate.train.packed import packed
 from variegate.train.signals import StopFlag, stop_on_signals
@@ -159,7 +161,9 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         if begun is None
         else attach_from(model, begun, recipe.adapter)
     )
-    try:
+    with ExitStack() as ends:
+        ends.callback(on.detach)
+        ends.enter_context(lean(model, not recipe.memory.compile))
         means = _means(run, model, on, strategies)
         learner = Learner(
             model, on, recipe, strategies, means, tell=lambda text: run.journal("note", text=text)
@@ -201,8 +205,6 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         formats.write(learner.adapter(data), run.adapter_file)
         reason = course.stopping or "all steps done"
         run.journal("finish", stopped_because=reason, step=step, chosen=chosen, of=plan.steps)
-    finally:
-        on.detach()
 
 
 def _begun_from(recipe: Recipe) -> Adapter | None:

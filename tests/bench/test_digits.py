@@ -134,6 +134,7 @@ def test_the_written_codec_is_the_projection_on_its_components() -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
     folder = tmp_path_factory.mktemp("digits")
     digits_base.train_base(folder, 0.02, width=32)
+    torch.set_flush_denormal(False)  # what training switched on is the whole process's
     return load(str(folder / "base"))
 
 

@@ -17,7 +17,8 @@ KINDS = {
     "base": "pictures drawn from base models",
     "measured": "pictures drawn to measure adapters",
     "latents": "pictures as autoencoders gave them",
-    "bank": "runs of the bench, with their pictures",
+    "bank": "runs that verdicts are calibrated on, with their pictures",
+    "bench": "runs of the benchmark, and what was read of them",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any, Literal, cast, get_args
 
@@ -108,15 +109,23 @@ KINDS: dict[str, Facts] = {
 def strategies() -> list[dict[str, Any]]:
     """Every strategy a recipe can name, in the recipe's order, then every kind of adapter, ready
     for JSON."""
-    measured = _measured()
     menu = [(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
     menu += [(f"adapter.kind={kind}", entry, KINDS[kind]) for kind, entry in ADAPTER_KINDS.items()]
     return [
-        _describe(name, entry, facts, measured.get(name, facts.effect))
+        _describe(name, entry, facts, _measured().get(name, facts.effect))
         for name, entry, facts in menu
     ]
 
 
+def effect_of(name: str) -> str:
+    """What the benchmark measured of a strategy, in words.
+
+    Raises: KeyError when the menu has no strategy of that name.
+    """
+    return _measured().get(name, FACTS[name].effect)
+
+
+@cache
 def _measured() -> dict[str, str]:
     """What the published benchmark says, by name (`tools/publish_bench.py`)."""
     text = (resources.files(__package__) / "effects.json").read_text(encoding="utf8")

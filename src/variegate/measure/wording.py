@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from variegate.catalogue import UNTESTED, effect_of
 from variegate.measurement import Advice, Label, Measurement
-
-UNTESTED = "untested"
 
 
 def _between(m: Measurement, form: Callable[[float], str]) -> str:
@@ -219,46 +218,49 @@ _STAY_NEAR = Advice(
     "stay_near",
     "strategies.stay_near.weight=1.0",
     "holds prompts without the trigger to what the base draws",
-    UNTESTED,
+    effect_of("stay_near"),
 )
 _STAY_NEARER = Advice(
     "stay_near",
     "strategies.stay_near.weight=2.0",
     "holds the class to what the base makes of it",
-    UNTESTED,
+    effect_of("stay_near"),
 )
 _ZOOM = Advice(
     "zoom_shift",
     "strategies.zoom_shift.zoom_min=0.5",
     "frees size and place of the subject, so that no layout is learnt by heart",
-    UNTESTED,
+    effect_of("zoom_shift"),
 )
 _GROUND = Advice(
     "new_background",
     "strategies.new_background.p=0.7",
     "lays the subject on other grounds, so that no background belongs to it",
-    UNTESTED,
+    effect_of("new_background"),
 )
 _MASK = Advice(
     "masked_loss",
     "strategies.masked_loss.outside=0.1",
     "learns from the subject and little from what surrounds it",
-    UNTESTED,
+    effect_of("masked_loss"),
 )
 _SAY_SCENE = Advice(
     "caption_scene",
     "strategies.caption_scene.p=0.5",
     "keeps the words for size, place and colour working beside the trigger",
-    UNTESTED,
+    effect_of("caption_scene"),
 )
 _DROPOUT = Advice(
     "caption_dropout",
     "strategies.caption_dropout.p=0.1",
     "keeps guidance by the prompt working",
-    UNTESTED,
+    effect_of("caption_dropout"),
 )
 _FLIP = Advice(
-    "flip", "strategies.flip.p=0.5", "doubles the pictures, unless left and right matter", UNTESTED
+    "flip",
+    "strategies.flip.p=0.5",
+    "doubles the pictures, unless left and right matter",
+    effect_of("flip"),
 )
 _MORE_PROMPTS = Advice(
     "sampling",

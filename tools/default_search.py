@@ -83,6 +83,7 @@ LAYOUT = (
     "strategies.layout_prior.boundary=0.92",
     "strategies.layout_prior.batch_size=4",
 )
+FIGURES = ("entropy", "class", "trigger", "likeness", "named")
 ON_PLAIN = {
     "light": LIGHT,
     "light, hotter": (*LIGHT, "optimizer.lr=1.2e-3"),
@@ -149,12 +150,16 @@ def make(minutes: float, only: list[str], share: tuple[int, int]) -> None:
 
 
 def table() -> str:
-    lines = ["| recipe | cells | entropy | class | trigger | likeness | seconds |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    found = rows()
-    for name in dict.fromkeys(row["strategy"] for row in found):
-        own = [row for row in found if row["strategy"] == name]
-        lines.append(f"| {name} | {len(own)} | {_say(own)} |")
+    lines = [
+        "| pictures of | recipe | entropy | class | trigger | likeness | words followed | steps |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    best = {(row["ailment"], row["strategy"]): row for row in rows()}
+    for (ailment, name), row in sorted(
+        best.items(), key=lambda x: (x[0][0], -x[1]["true.entropy"])
+    ):
+        figures = " | ".join(f"{100 * row[f'true.{figure}']:.0f}" for figure in FIGURES)
+        lines.append(f"| {ailment} ({row['subject']}) | {name} | {figures} | {row['steps']} |")
     return "\n".join(lines)
 
 

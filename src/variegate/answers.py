@@ -98,7 +98,9 @@ def repair_text(document: dict[str, Any]) -> str:
             verdict = Verdict.from_json(document[name])
             lines.append(f"{name:7} {', '.join(verdict.labels)}: {verdict.sentence}")
     found = [document["gain"], *document["differences"]] if document["after"] else []
-    lines += [f"after less before: {_measurement_line(m)}" for m in map(measurement_from_json, found)]
+    lines += [
+        f"after less before: {_measurement_line(m)}" for m in map(measurement_from_json, found)
+    ]
     if later := document["timed"]:
         lines.append(
             f"Acting late in the noise as well (--timed) it had {later['variety']:.2f} of the "

@@ -140,7 +140,9 @@ class ShrinkIntruders:
         def shrink(name: str, product: Product) -> Product:
             weight = _needed(ground, name, "to find intruders")
             own, _, _ = svd(Product.whole(weight))
-            left, values, right = svd(Product.whole(weight.double() + product.dense().view(weight.shape)))
+            left, values, right = svd(
+                Product.whole(weight.double() + product.dense().view(weight.shape))
+            )
             count = min(LOOKED_AT, len(values))
             strange = (own.mT @ left[:, :count]).abs().amax(0) < ALIKE
             rows = strange.nonzero().flatten()
@@ -241,7 +243,10 @@ class Late:
 
     @property
     def words(self) -> str:
-        return f"silent in the noisiest {1 - self.silent:.0%} of noise levels, whole from {self.whole:.0%} on"
+        return (
+            f"silent in the noisiest {1 - self.silent:.0%} of noise levels, whole from "
+            f"{self.whole:.0%} on"
+        )
 
     def apply(self, adapter: Adapter, ground: Ground) -> Adapter:
         if not 0 <= self.whole < self.silent <= 1:
@@ -254,8 +259,8 @@ class Late:
         odd = [n for n, u in kept.items() if not _is_plain(u)]
         if odd or not kept:
             raise AdapterError(
-                f"a strength that depends on the noise wants layers of a LoRA in the network; found "
-                f"{odd[0] if odd else 'the text encoder alone'}"
+                "a strength that depends on the noise wants layers of a LoRA in the network; found "
+                f"{odd[0] if odd else 'the text encoder alone'}; leave --timed out"
             )
         rank = max(u.rank for u in kept.values())
         whole = max(rank + 1, math.ceil(rank / (self.silent - self.whole)))

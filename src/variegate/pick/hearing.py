@@ -1,4 +1,4 @@
-"""What the layers of an adapter hear while pictures are drawn: the second moments of their inputs."""
+"""What an adapter's layers hear while pictures are drawn: the second moments of their inputs."""
 
 from __future__ import annotations
 

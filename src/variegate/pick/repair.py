@@ -65,7 +65,8 @@ class Repaired:
     """What was found. edits: those of the choice. gain: of variety, the mean of class and trigger
     prompts; differences: of both and of likeness; all right minus left, of the fresh pictures.
     file: None when nothing was written. timed: the best try that also acts later in the noise, of
-    the search's own pictures, when that was not asked for."""
+    the search's own pictures, when that was not asked for. pictures: where the fresh ones lie, in
+    `before/samples` and `after/samples`."""
 
     adapter: Adapter
     edits: tuple[Edit, ...]
@@ -79,6 +80,7 @@ class Repaired:
     said: str
     timed: Try | None = None
     warnings: tuple[str, ...] = ()
+    pictures: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,9 +148,10 @@ def repair(
             "tell whether that is kept; give --trigger, and --class if you know it"
         )
     bench = _Bench(learnt, judge, seed=seed, tries=tries)
+    kept = bench.kept()
+    if kept >= 1 - LOST:
+        return _nothing_lost(bench, kept, adapter)
     first = bench.score(())
-    if first.variety >= 1 - LOST:
-        return _nothing_lost(bench, first, adapter)
     if first.likeness < LEARNT:
         raise RequestError(
             f"{adapter} went {first.likeness:.0%} of the way to its subject's likeness: there is "
@@ -170,31 +173,30 @@ def knobs_of(adapter: Adapter, *, timed: bool, timesteps: int) -> tuple[Knob, ..
     Each is applied before those that follow."""
     if adapter.masking:
         return (_strengths("whole", (0.85, 0.7, 0.55, 0.4), (0, 1)),)
+    late = tuple(replace(edit, timesteps=timesteps) for edit in TIMED)
     found = [
-        Knob("contrast", tuple(Contrast(p) for p in (0.3, 1, 3, 10, 30)), (1, 2)),
-        _strengths("whole", (1.15, 1.3, 0.85, 0.7), (3,)),
+        Knob("contrast", tuple(Contrast(p) for p in (0.3, 1.0, 3.0, 10.0, 30.0)), (2, 3), True)
     ]
+    found += [Knob("late", late, (0, 1), True)] if timed else []
+    found.append(_strengths("whole", (1.15, 1.3, 0.85, 0.7), (2,)))
     there = parts_of(adapter)
     places: tuple[tuple[Part, tuple[float, ...]], ...] = (
         *(("self", (0.5, 0.0)), ("cross", (0.7, 0.4)), ("text", (0.5, 0.0))),
-        *(("up", (0.75, 0.5)), ("down", (0.5, 0.0)), ("mid", (0.5, 0.0))),
-        *(("early", (0.5, 0.0)), ("middle", (0.5, 0.0)), ("late", (0.5, 0.0))),
-        *(("feedforward", (0.5, 0.0)), ("convolution", (0.5, 0.0))),
+        *(("up", (0.75, 0.5)), ("late", (0.75, 0.5)), ("feedforward", (0.5, 0.0))),
+        *(("convolution", (0.5, 0.0)), ("down", (0.5, 0.0)), ("mid", (0.5, 0.0))),
+        *(("early", (0.5, 0.0)), ("middle", (0.5, 0.0))),
     )
     for part, levels in places:
         if there[part] and there[part] != set(adapter.layers):
             found.append(_strengths(part, levels, (0,)))
     found += [
-        Knob("cap", (Cap(0.5), Cap(0.0))),
-        Knob("truncate", (Truncate(0.5, "smallest"), Truncate(0.5, "largest"))),
         Knob("intruders", (ShrinkIntruders(0.5), ShrinkIntruders(0.0)), (1,)),
         Knob("align", (Align(0.1, "outside"), Align(0.3, "within"))),
+        Knob("cap", (Cap(0.5), Cap(0.0))),
+        Knob("truncate", (Truncate(0.5, "smallest"), Truncate(0.5, "largest"))),
     ]
-    if timed:
-        late = tuple(replace(edit, timesteps=timesteps) for edit in TIMED)
-        found.insert(1, Knob("late", late, (1,)))
-        found = [*(k for k in found if k.name != "late"), *(k for k in found if k.name == "late")]
-    return tuple(found)
+    # What depends on the noise can only come last: no other edit knows such an adapter.
+    return tuple(sorted(found, key=lambda knob: knob.name == "late"))
 
 
 def _strengths(part: Part, levels: tuple[float, ...], first: tuple[int, ...]) -> Knob:
@@ -224,7 +226,7 @@ class _Bench:
     def __init__(self, learnt: Adapter, judge: Judge, *, seed: int, tries: int) -> None:
         self.learnt = learnt
         self._seed = seed
-        self._asked = -1
+        self._asked = 0
         self._tries = tries
         self._say = judge.say
         self._whole = sampling_of(judge.base)
@@ -252,10 +254,18 @@ class _Bench:
     def edited(self, edits: tuple[Edit, ...]) -> Adapter:
         return edited(self.learnt, edits, self.ground) if edits else self.learnt
 
+    def kept(self) -> float:
+        """The unrepaired adapter's variety."""
+        return _variety(self.judge.evidence(self.learnt))
+
     def score(self, edits: tuple[Edit, ...]) -> Score:
         """Raises: RequestError where variety or likeness cannot be measured at all."""
-        self._asked += 1
-        return _score(self.judge.evidence(self.edited(edits)))
+        self._asked += bool(edits)
+        evidence = self.judge.evidence(self.edited(edits))
+        likeness = {m.name: m for m in read_off(evidence)}["likeness"]
+        if isinstance(likeness, Missing):
+            raise _unmeasured(likeness)
+        return Score(_variety(evidence), likeness.value)
 
     def compared(self, choice: Try, tried: Sequence[Try], price: float) -> _Fresh:
         """A choice and the unrepaired adapter at fresh seeds and more prompts."""
@@ -285,9 +295,9 @@ class _Bench:
             why=why,
         )
 
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self, verdict: Verdict) -> tuple[str, ...]:
         """What weakens all that is said here."""
-        if not self.judge.evidence(self.learnt).weak_encoder:
+        if not verdict.weak_encoder:
             return ()
         return (
             "the encoder does not know such pictures, so its numbers are weak: name one that does, "
@@ -338,19 +348,22 @@ def _some(plan: Sequence[PlannedPrompt], counts: dict[str, int]) -> tuple[Planne
     return tuple(taken)
 
 
-def _score(evidence: Evidence) -> Score:
+def _variety(evidence: Evidence) -> float:
+    """The mean of both headlines, or the one there is."""
     found = {m.name: m for m in read_off(evidence)}
-    varieties = [m.value for name in BOTH if isinstance(m := found[name], Measurement)]
-    likeness = found["likeness"]
-    missing = next((m for n in BOTH if isinstance(m := found[n], Missing)), None)
-    if isinstance(likeness, Missing) or not varieties:
-        lacking = likeness if isinstance(likeness, Missing) else missing
-        assert isinstance(lacking, Missing)
-        raise RequestError(
-            f"the adapter cannot be repaired by measuring: {lacking.name} is not known, "
-            f"{lacking.why}; give --class and --train-images, or another --encoder"
-        )
-    return Score(sum(varieties) / len(varieties), likeness.value)
+    known = [m.value for name in BOTH if isinstance(m := found[name], Measurement)]
+    if not known:
+        missing = found[BOTH[0]]
+        assert isinstance(missing, Missing)
+        raise _unmeasured(missing)
+    return sum(known) / len(known)
+
+
+def _unmeasured(missing: Missing) -> RequestError:
+    return RequestError(
+        f"the adapter cannot be repaired by measuring: {missing.name} is not known, {missing.why}; "
+        "give --class and --train-images, or another --encoder"
+    )
 
 
 def _later(bench: _Bench, tried: Sequence[Try], price: float) -> Try | None:
@@ -399,15 +412,14 @@ def _judged(
     return ""
 
 
-def _nothing_lost(bench: _Bench, first: Score, adapter: Path) -> Repaired:
+def _nothing_lost(bench: _Bench, kept: float, adapter: Path) -> Repaired:
     verdict = measure(bench.judge.evidence(bench.learnt))
     said = (
-        f"Nothing was written: {adapter} keeps {first.variety:.0%} of its base's variety, and there "
-        "is too little to give back"
+        f"Nothing was written: {adapter} keeps {kept:.0%} of its base's variety, and "
+        "there is too little to give back"
     )
     none = Missing("variety_gain", "nothing was searched for")
-    tried = (Try((), first),)
-    return Repaired(bench.learnt, (), tried, verdict, None, none, (), None, None, said)
+    return Repaired(bench.learnt, (), (), verdict, None, none, (), None, None, said)
 
 
 def _settled(
@@ -456,7 +468,8 @@ def _settled(
         page,
         said,
         later,
-        bench.warnings(),
+        bench.warnings(fresh.after),
+        fresh.home,
     )
 
 
@@ -466,9 +479,7 @@ def _note(fresh: _Fresh) -> dict[str, Any]:
     return {"edits": [told(edit) for edit in fresh.edits], "variety_gain": measured}
 
 
-def _page(
-    fresh: _Fresh, tried: Sequence[Try], later: Try | None, file: Path, said: str
-) -> Path:
+def _page(fresh: _Fresh, tried: Sequence[Try], later: Try | None, file: Path, said: str) -> Path:
     first = tried[0].score
     ordered = sorted(tried[1:], key=lambda t: -t.score.variety)
     rows = [
@@ -477,9 +488,10 @@ def _page(
     ]
     table = (
         "What was tried, and what each gave",
-        f"Pictures of the search: few, and the same prompts and seeds for all. The unrepaired "
-        f"adapter had {first.variety:.2f} of the base's variety there. What is best here was chosen "
-        "for being best, so it looks better than it is; the numbers above come from other pictures.",
+        "Pictures of the search: few, and the same prompts and seeds for all. The unrepaired "
+        f"adapter had {first.variety:.2f} of the base's variety there. What is best here was "
+        "chosen for being best, so it looks better than it is; the numbers above come from other "
+        "pictures.",
         ("edits", "variety of the base's", "likeness"),
         rows,
     )

@@ -11,21 +11,25 @@ from typing import Any
 
 from variegate.blend.edits import Edit, told
 
+NOTHING = 0.005  # of variety and likeness: what is moved less is not moved
 SHORT = 5.0  # what a point of likeness below the floor costs, in points of variety
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing to turn: its levels from the mildest on, and the ones to be tried alone first."""
+    """One thing to turn: its levels from the mildest on, and which of them are tried alone; sooner:
+    before other knobs, though it is applied in its place."""
 
     name: str
     levels: tuple[Edit, ...]
     first: tuple[int, ...] = (0,)
+    sooner: bool = False
 
 
 @dataclass(frozen=True)
 class Score:
-    """variety: of the base's, the mean of class and trigger prompts. likeness: 0 base, 1 subject."""
+    """variety: of the base's, the mean of class and trigger prompts. likeness: 0 of the base, 1 of
+    the subject."""
 
     variety: float
     likeness: float
@@ -64,21 +68,18 @@ def search(
     """All tries in order, the first of nothing changed.
 
     Two thirds of them at most turn one knob each, in the order of the knobs. The others go on from
-    the best so far, by the smallest steps: a knob that helped alone is turned as well, or one that
-    is turned already goes a level up or down, or back (coordinate descent; a move is taken at once
-    when it is better). price: the share of the unchanged likeness that may be lost.
+    the best so far, by the smallest steps: a knob that is turned goes a level up or down, one that
+    helped alone is turned as well, then any other that did anything (coordinate descent; a step is
+    taken at once when it is better). price: the share of the unchanged likeness that may be lost.
 
     It ends early when no step from the best one is left untried. Edits are applied in the order of
     the knobs.
     """
     walk = _Walk(knobs, score, price)
     first = walk.ask((None,) * len(knobs))
-    alone = [
-        (i, level) for turn in range(4) for i, k in enumerate(knobs) for level in k.first[turn : turn + 1]
-    ]
+    order = sorted(range(len(knobs)), key=lambda i: not knobs[i].sooner)
+    alone = [(i, level) for i in order for level in knobs[i].first]
     for i, level in alone[: max(1, 2 * tries // 3)]:
-        if len(walk.tried) > tries:
-            break
         walk.ask(walk.with_level(first, i, level))
     while len(walk.tried) <= tries:
         best = walk.best()
@@ -127,38 +128,49 @@ class _Walk:
 
     def steps(self, best: Choice) -> Iterator[Choice]:
         """From the best on, the most hopeful first."""
-        alone = self._alone()
-        for i, _ in alone:  # together with what helped alone, as it was then
-            if best[i] is None:
-                yield self.with_level(best, i, alone_level(self.tried, i, self.worth))
-        for i, level in enumerate(best):  # more of it, or less
+        for i, level in enumerate(best):
             if level is not None:
                 for other in (level + 1, level - 1):
                     if 0 <= other < len(self._knobs[i].levels):
                         yield self.with_level(best, i, other)
-        for i, _ in alone:
-            if best[i] is None:
-                for level in range(len(self._knobs[i].levels)):
-                    yield self.with_level(best, i, level)
+        alone = [each for each in self._alone() if best[each.knob] is None]
+        yield from (self.with_level(best, a.knob, a.level) for a in alone if a.gain > 0)
+        for a in alone:
+            if a.moved:
+                for level in range(len(self._knobs[a.knob].levels)):
+                    yield self.with_level(best, a.knob, level)
         for i, level in enumerate(best):
             if level is not None:
                 yield self.with_level(best, i, None)
 
-    def _alone(self) -> list[tuple[int, float]]:
-        """Knobs by what they gave alone at their best, those that gave most first."""
-        unchanged = (None,) * len(self._knobs)
-        found: dict[int, float] = {}
-        for choice in self.tried:
-            turned = [i for i, level in enumerate(choice) if level is not None]
-            if len(turned) == 1:
-                gain = self.worth(choice) - self.worth(unchanged)
-                found[turned[0]] = max(gain, found.get(turned[0], float("-inf")))
-        return sorted(found.items(), key=lambda each: -each[1])
+    def _alone(self) -> list[_Alone]:
+        """Every knob that was turned alone, at its best; those that gave most first, and last those
+        that nobody turned yet, which may do anything."""
+        unchanged: Choice = (None,) * len(self._knobs)
+        zero = self.tried[unchanged].score
+        found: dict[int, _Alone] = {}
+        for choice, tried in self.tried.items():
+            turned = [(i, level) for i, level in enumerate(choice) if level is not None]
+            if len(turned) != 1:
+                continue
+            (knob, level), gain = turned[0], self.worth(choice) - self.worth(unchanged)
+            shift = max(
+                abs(tried.score.variety - zero.variety), abs(tried.score.likeness - zero.likeness)
+            )
+            known = found.get(knob)
+            if known is None or gain > known.gain:
+                found[knob] = _Alone(knob, level, gain, shift > NOTHING)
+        rest = [
+            _Alone(i, 0, float("-inf"), True) for i in range(len(self._knobs)) if i not in found
+        ]
+        return [*sorted(found.values(), key=lambda each: -each.gain), *rest]
 
 
-def alone_level(
-    tried: dict[Choice, Try], knob: int, worth: Callable[[Choice], float]
-) -> int | None:
-    """The level at which a knob was best when it was turned alone."""
-    own = [c for c in tried if c[knob] is not None and sum(level is not None for level in c) == 1]
-    return max(own, key=worth)[knob] if own else None
+@dataclass(frozen=True)
+class _Alone:
+    """What a knob did alone at its best level; moved: whether anything at all."""
+
+    knob: int
+    level: int
+    gain: float
+    moved: bool

@@ -39,6 +39,7 @@ CONTENDERS = ("diffusers", "plain", "kohya", "OneTrainer")
 SEEDS = 3
 TRIES = 14  # of each search: what a few minutes of one core carry
 COLLAPSED = 0.8  # of the base's variety, by the judge: what has more is no collapsed adapter
+PRICE = 0.05  # the verb's default
 WAYS = (("plain", False), ("timed", True))
 MARK = "<!-- made by tools/repair_table.py: what stands below is written over -->\n"
 
@@ -61,9 +62,6 @@ def run_all(minutes: float) -> None:
             with file.open("a", encoding="utf8") as out:
                 out.write(json.dumps(row) + "\n")
             print(_told(row), flush=True)
-
-
-PRICE = 0.1
 
 
 def _cells() -> Iterator[tuple[Cell, Recipe, str]]:
@@ -110,6 +108,7 @@ def _row(cell: Cell, recipe: Recipe, key: str, way: str, *, timed: bool) -> dict
         "price": PRICE,
         "written": found.file is not None,
         "words": [edit.words for edit in found.edits],
+        "kept": getattr(found.kept, "value", None),
         "seconds": round(time.monotonic() - began, 1),
     }
     if found.pictures is None:

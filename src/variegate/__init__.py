@@ -1,7 +1,8 @@
 """Fine-tune Stable Diffusion with LoRA without losing variety.
 
 The nouns are here by name; each verb is a function in the room of the same name, as in
-`variegate.train.train(recipe, out=...)`; `repair` is here too. Nothing is imported until it is used:
+`variegate.train.train(recipe, out=...)`, but for `repair`, which is here. Nothing is imported until
+it is used:
 
 >>> import variegate
 >>> variegate.Recipe(trigger="zqx").optimizer.steps

@@ -97,6 +97,9 @@ def repair_text(document: dict[str, Any]) -> str:
         if document[name]:
             verdict = Verdict.from_json(document[name])
             lines.append(f"{name:7} {', '.join(verdict.labels)}: {verdict.sentence}")
+    if document["after"]:
+        kept = measurement_from_json(document["kept"])
+        lines.append(f"kept: {_measurement_line(kept)}")
     found = [document["gain"], *document["differences"]] if document["after"] else []
     lines += [
         f"after less before: {_measurement_line(m)}" for m in map(measurement_from_json, found)

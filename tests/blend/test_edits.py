@@ -309,10 +309,10 @@ def test_only_the_strength_of_a_tlora_can_be_changed(ground: Ground) -> None:
 
 
 def test_noise_levels_out_of_order_are_refused() -> None:
-    with pytest.raises(RequestError, match="silent above 0.3 and whole below 0.5"):
+    with pytest.raises(RequestError, match=r"silent above 0\.3 and whole below 0\.5"):
         edited(random_adapter(0), (Late(0.3, 0.5),), Ground())
 
 
 def test_an_edit_that_needs_the_base_says_so() -> None:
-    with pytest.raises(AdapterError, match="the base's weight under .* is needed"):
+    with pytest.raises(AdapterError, match=r"the base's weight under .* is needed"):
         edited(random_adapter(0), (Align(0.1),), Ground())

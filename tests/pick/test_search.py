@@ -43,7 +43,7 @@ def test_what_helps_is_found_and_put_together() -> None:
 
 
 def test_a_tighter_price_finds_a_milder_repair() -> None:
-    tried = search(KNOBS, adapter([]), tries=12, price=0.03)
+    tried = search(KNOBS, adapter([]), tries=20, price=0.03)
     assert best_of(tried, price=0.03).edits == (Contrast(3.0), Weaken("text", 0.0))
 
 

@@ -22,10 +22,12 @@ from variegate.blend.products import NOTHING, Product, compress, svd
 from variegate.errors import AdapterError, RequestError
 from variegate.formats.names import canonical
 
+# fmt: off
 Part = Literal[
-    *("whole", "down", "mid", "up", "early", "middle", "late"),
-    *("self", "cross", "feedforward", "convolution", "text"),
+    "whole", "down", "mid", "up", "early", "middle", "late",
+    "self", "cross", "feedforward", "convolution", "text",
 ]
+# fmt: on
 ALIKE = 0.5  # cosine below which a direction is none of the base's: Shuttleworth et al.
 LOOKED_AT = 10  # leading directions of each layer in which intruders are looked for, as they do
 MOST_FILLED = 2.0  # times as strong: what little is left of a layer is mostly rounding and chance

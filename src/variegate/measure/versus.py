@@ -10,7 +10,7 @@ from variegate import seeds
 from variegate.measure.copying import find_copies
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
 from variegate.measure.evidence import Evidence, Line, View
-from variegate.measure.retention import rises
+from variegate.measure.retention import LEAST_RANGE, rises
 from variegate.measure.uncertainty import RESAMPLES
 from variegate.measurement import Measurement, Missing
 
@@ -85,6 +85,38 @@ def likeness_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
     bounds = min(float(low), value), max(float(high), value)
     unit = "0 base, 1 subject"
     return Measurement(name, value, *bounds, len(shared), "higher", unit, source=source)
+
+
+def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How much of the left adapter's subject the right one still draws: 1 for the left adapter
+    itself, 0 where the right one's pictures are no more like the left's than the base's are.
+
+    By who is in the picture, each picture under the trigger beside the left adapter's of the same
+    prompt and seed. It sees what `likeness` does not: pictures that are as near to the training
+    pictures on the whole, and of somebody else.
+    """
+    name, who = "subject_kept", left.identity
+    lines = {line.prompt: line for line in right.of_group("trigger")}
+    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 0]
+    if len(shared) < 2:
+        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
+    alike, unlike = list[float](), list[float]()
+    for a, b in shared:
+        k = min(a.paired, b.paired)
+        own = who.of_adapter(a)[:k]
+        alike.append(float((own * right.identity.of_adapter(b)[:k]).sum(1).mean()))
+        unlike.append(float((own * who.of_base(a)[:k]).sum(1).mean()))
+    room = 1 - float(np.mean(unlike))
+    if room < LEAST_RANGE:
+        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
+    kept = 1 - (1 - np.array(alike)) / room
+    low, high = np.quantile(kept[_resampled(name, len(kept))].mean(1), (0.025, 0.975))
+    value = float(kept.mean())
+    source = f"{who.encoder}, the same prompts and seeds, percentile bootstrap over prompts"
+    bounds = min(float(low), value), max(float(high), value)
+    unit = "1 the same subject, 0 the base's"
+    return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
 
 
 def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:

@@ -37,11 +37,11 @@ from variegate.blended import Judge, sampling_of
 from variegate.errors import RequestError
 from variegate.formats import own_notes, read, stamp, write
 from variegate.formats.metadata import OURS
-from variegate.images import ImageSet, cache_dir
+from variegate.images import cache_dir
 from variegate.judged import keep_verdict, short_hash
 from variegate.measure import Evidence, PlannedPrompt, Verdict, measure, prompt_plan
 from variegate.measure import read as read_off
-from variegate.measure.versus import gain, likeness_versus, versus
+from variegate.measure.versus import gain, likeness_versus, subject_kept, versus
 from variegate.measurement import Measurement, Missing
 from variegate.pick.hearing import heard
 from variegate.pick.search import Knob, Score, Try, best_of, search
@@ -57,13 +57,15 @@ HEARD = {"class": 32, "unrelated": 16, "trigger": 16}  # prompts that layers are
 LOST = 0.03  # of the base's variety: what is lost too little to be searched for
 LEARNT = 0.1  # of likeness, below which there is nothing to be kept
 BOTH = ("variety_vs_base", "trigger_variety_vs_base")
+CONTRASTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 TIMED = (Late(0.9, 0.7), Late(0.8, 0.5), Late(0.6, 0.4))
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was found. edits: those of the choice. gain: of variety, the mean of class and trigger
-    prompts; differences: of both and of likeness; all right minus left, of the fresh pictures.
+    """What was found. edits: those of the choice. Of the fresh pictures: gain, of variety, the mean
+    of class and trigger prompts; kept, how much of the subject; differences, right minus left, of
+    both varieties and of the likeness to the training pictures.
     file: None when nothing was written. timed: the best try that also acts later in the noise, of
     the search's own pictures, when that was not asked for. pictures: where the fresh ones lie, in
     `before/samples` and `after/samples`."""
@@ -74,6 +76,7 @@ class Repaired:
     before: Verdict
     after: Verdict | None
     gain: Measurement | Missing
+    kept: Measurement | Missing
     differences: tuple[Measurement | Missing, ...]
     file: Path | None
     page: Path | None
@@ -90,6 +93,7 @@ class Repaired:
             "edits": [told(edit) for edit in self.edits],
             "words": [edit.words for edit in self.edits],
             "gain": self.gain.to_json(),
+            "kept": self.kept.to_json(),
             "differences": [difference.to_json() for difference in self.differences],
             "before": self.before.to_json(),
             "after": self.after.to_json() if self.after else None,
@@ -116,13 +120,13 @@ def repair(
 ) -> Repaired:
     """Look for the edits that give an adapter most variety at no more than this price in likeness.
 
-    Trigger and class noun default to what the adapter's file says. price: the share of the
-    unrepaired likeness that may be lost. Likeness is measured to the training pictures, or, where
-    they are not given, to the adapter's own trigger pictures. tries: adapters that are drawn in the
-    search, beside the unrepaired one. timed: also let it act later in the noise, which only tools
-    that know T-LoRA's masks can draw. out: the file to write, beside the adapter by default, and
-    the page of the same name; both are written only when the fresh pictures show a gain, or anyway.
-    What was drawn is kept in the cache: the same call goes on where it was stopped.
+    Trigger and class noun default to what the adapter's file says. price: the share of its likeness
+    that may be lost: of what its own trigger pictures show, seed by seed, and of that to the
+    training pictures where these are given. tries: adapters that are drawn in the search, beside
+    the unrepaired one. timed: also let it act later in the noise, which only tools that know
+    T-LoRA's masks can draw. out: the file to write, beside the adapter by default; written only
+    when the fresh pictures show a gain within the price, or anyway. A page of the same name shows
+    both either way. What was drawn is kept in the cache: the same call goes on where it stopped.
 
     Raises: RequestError for an ensemble, an adapter without a trigger or likeness, and numbers that
     make no sense; AdapterError when it does not fit the base.
@@ -151,12 +155,12 @@ def repair(
     kept = bench.kept()
     if kept >= 1 - LOST:
         return _nothing_lost(bench, kept, adapter)
-    first = bench.score(())
-    if first.likeness < LEARNT:
+    liked = _likeness(bench.before)
+    if liked is not None and liked < LEARNT:
         raise RequestError(
-            f"{adapter} went {first.likeness:.0%} of the way to its subject's likeness: there is "
-            "nothing to keep while variety is given back; train it longer, or look whether the "
-            "trigger is the right one"
+            f"{adapter} went {liked:.0%} of the way to its subject's likeness: there is nothing to "
+            "keep while variety is given back; train it longer, or look whether the trigger is the "
+            "right one"
         )
     knobs = knobs_of(learnt, timed=timed, timesteps=int(judge.model.schedule.timesteps))
     tried = search(knobs, bench.score, tries=tries, price=price)
@@ -174,9 +178,7 @@ def knobs_of(adapter: Adapter, *, timed: bool, timesteps: int) -> tuple[Knob, ..
     if adapter.masking:
         return (_strengths("whole", (0.85, 0.7, 0.55, 0.4), (0, 1)),)
     late = tuple(replace(edit, timesteps=timesteps) for edit in TIMED)
-    found = [
-        Knob("contrast", tuple(Contrast(p) for p in (0.3, 1.0, 3.0, 10.0, 30.0)), (2, 3), True)
-    ]
+    found = [Knob("contrast", tuple(Contrast(p) for p in CONTRASTS), (1, 2), True)]
     found += [Knob("late", late, (0, 1), True)] if timed else []
     found.append(_strengths("whole", (1.15, 1.3, 0.85, 0.7), (2,)))
     there = parts_of(adapter)
@@ -211,7 +213,7 @@ class _Fresh:
     edits: tuple[Edit, ...]
     adapter: Adapter
     gain: Measurement | Missing
-    likeness: Measurement | Missing
+    kept: Measurement | Missing
     differences: tuple[Measurement | Missing, ...]
     before: Verdict
     after: Verdict
@@ -237,8 +239,6 @@ class _Bench:
         quick = self._whole.model_copy(update={"steps": max(4, self._whole.steps * 2 // 3)})
         plan = _some(self._plan(judge, "standard", seed), SEARCHED)
         self.judge = replace(judge, plan=plan, sampling=quick, say=self._tell)
-        if self.judge.train is None:
-            self.judge = replace(self.judge, train=self._own_pictures(self.judge))
 
     @cached_property
     def ground(self) -> Ground:
@@ -256,16 +256,27 @@ class _Bench:
 
     def kept(self) -> float:
         """The unrepaired adapter's variety."""
-        return _variety(self.judge.evidence(self.learnt))
+        return _variety(self.before)
+
+    @cached_property
+    def before(self) -> Evidence:
+        """The unrepaired adapter's pictures, of the search."""
+        return self.judge.evidence(self.learnt)
 
     def score(self, edits: tuple[Edit, ...]) -> Score:
-        """Raises: RequestError where variety or likeness cannot be measured at all."""
+        """Variety, and likeness as a share of the unrepaired adapter's: how much of its subject is
+        kept, and how much of its likeness to the training pictures, whichever is less.
+
+        Raises: RequestError where variety or likeness cannot be measured at all.
+        """
         self._asked += bool(edits)
-        evidence = self.judge.evidence(self.edited(edits))
-        likeness = {m.name: m for m in read_off(evidence)}["likeness"]
-        if isinstance(likeness, Missing):
-            raise _unmeasured(likeness)
-        return Score(_variety(evidence), likeness.value)
+        evidence = self.judge.evidence(self.edited(edits)) if edits else self.before
+        kept = subject_kept(self.before, evidence)
+        if isinstance(kept, Missing):
+            raise _unmeasured(kept)
+        like, liked = (_likeness(each) for each in (evidence, self.before))
+        share = 1.0 if like is None or not liked else like / liked
+        return Score(_variety(evidence), min(kept.value, share))
 
     def compared(self, choice: Try, tried: Sequence[Try], price: float) -> _Fresh:
         """A choice and the unrepaired adapter at fresh seeds and more prompts."""
@@ -277,16 +288,17 @@ class _Bench:
         for side, learnt in (("before", self.learnt), ("after", adapter)):
             sides[side] = judge.evidence(learnt, out=home / side / "samples")
         before, after = sides["before"], sides["after"]
-        grown, liker = gain(before, after), likeness_versus(before, after)
+        grown, kept = gain(before, after), subject_kept(before, after)
+        liker = likeness_versus(before, after)
         verdicts = {side: measure(evidence) for side, evidence in sides.items()}
         for side, evidence in sides.items():
             keep_verdict(home / side, verdicts[side], evidence, None)
-        why = _judged(grown, liker, verdicts["before"], price)
+        why = _judged(grown, kept, liker, verdicts["before"], price)
         return _Fresh(
             choice.edits,
             adapter,
             grown,
-            liker,
+            kept,
             (*versus(before, after), liker),
             verdicts["before"],
             verdicts["after"],
@@ -312,14 +324,6 @@ class _Bench:
             pocket=judge.model.pocket,
             first_seed=first_seed,
         )
-
-    def _own_pictures(self, judge: Judge) -> ImageSet:
-        """The unrepaired adapter's trigger pictures, where those it learnt from are not known."""
-        plan = _some(self._plan(judge, "quick", self._seed + 2 * FAR), {"trigger": 4})
-        own = replace(judge, plan=plan)
-        home = cache_dir() / "repaired" / short_hash(self.learnt.digest(), repr(plan), judge.base)
-        own.evidence(self.learnt, out=home)
-        return ImageSet.read(home / "adapter")
 
     def _tell(self, phase: str, done: int, total: int, note: str) -> None:
         which = f"try {self._asked} of {self._tries}" if self._asked > 0 else "unrepaired"
@@ -359,6 +363,12 @@ def _variety(evidence: Evidence) -> float:
     return sum(known) / len(known)
 
 
+def _likeness(evidence: Evidence) -> float | None:
+    """To the training pictures, where there are any that tell."""
+    found = {m.name: m for m in read_off(evidence)}["likeness"]
+    return found.value if isinstance(found, Measurement) else None
+
+
 def _unmeasured(missing: Missing) -> RequestError:
     return RequestError(
         f"the adapter cannot be repaired by measuring: {missing.name} is not known, {missing.why}; "
@@ -388,7 +398,11 @@ def _finalists(tried: Sequence[Try], price: float) -> list[Try]:
 
 
 def _judged(
-    grown: Measurement | Missing, liker: Measurement | Missing, before: Verdict, price: float
+    grown: Measurement | Missing,
+    kept: Measurement | Missing,
+    liker: Measurement | Missing,
+    before: Verdict,
+    price: float,
 ) -> str:
     """Why a choice did not hold on fresh pictures; "" where it did."""
     if isinstance(grown, Missing):
@@ -399,15 +413,23 @@ def _judged(
             f"no gain in variety that {grown.n} prompts show ({grown.value:+.2f}, {grown.low:+.2f} "
             f"to {grown.high:+.2f} of the base's)"
         )
-    likeness = before.find("likeness")
-    if isinstance(liker, Missing) or likeness is None:
-        return "likeness could not be measured on fresh pictures"
     # The search kept within the price; what chance alone adds on other pictures is no breach.
-    assert liker.high is not None
-    if liker.high < -price * likeness.value:
+    if isinstance(kept, Missing):
+        return f"nobody can tell whether the subject is kept: {kept.why}"
+    assert kept.high is not None
+    if kept.high < 1 - price:
         return (
-            f"likeness fell by {-liker.value:.2f} ({-liker.high:.2f} to {-liker.low:.2f}), more "
-            f"than the price of {price:.0%}"
+            f"{kept.value:.0%} of its subject is kept ({kept.low:.0%} to {kept.high:.0%}), less "
+            f"than the price of {price:.0%} allows"
+        )
+    liked = before.find("likeness")
+    if liked is None or isinstance(liker, Missing):
+        return ""
+    assert liker.high is not None
+    if liker.high < -price * liked.value:
+        return (
+            f"likeness to the training pictures fell by {-liker.value:.2f} ({-liker.high:.2f} at "
+            f"least), more than the price of {price:.0%}"
         )
     return ""
 
@@ -418,8 +440,8 @@ def _nothing_lost(bench: _Bench, kept: float, adapter: Path) -> Repaired:
         f"Nothing was written: {adapter} keeps {kept:.0%} of its base's variety, and "
         "there is too little to give back"
     )
-    none = Missing("variety_gain", "nothing was searched for")
-    return Repaired(bench.learnt, (), (), verdict, None, none, (), None, None, said)
+    none, all_ = (Missing(n, "nothing was searched for") for n in ("variety_gain", "subject_kept"))
+    return Repaired(bench.learnt, (), (), verdict, None, none, all_, (), None, None, said)
 
 
 def _settled(
@@ -463,6 +485,7 @@ def _settled(
         fresh.before,
         fresh.after if fresh.edits else None,
         fresh.gain,
+        fresh.kept,
         fresh.differences,
         written,
         page,

@@ -151,7 +151,7 @@ def repair(
             f"{adapter} does not say which word calls what it learnt, and without it nobody can "
             "tell whether that is kept; give --trigger, and --class if you know it"
         )
-    bench = _Bench(learnt, judge, seed=seed, tries=tries)
+    bench = Bench(learnt, judge, seed=seed, tries=tries)
     kept = bench.kept()
     if kept >= 1 - LOST:
         return _nothing_lost(bench, kept, adapter)
@@ -222,7 +222,7 @@ class _Fresh:
     why: str
 
 
-class _Bench:
+class Bench:
     """The adapter and its edits at one plan, with what the edits stand on."""
 
     def __init__(self, learnt: Adapter, judge: Judge, *, seed: int, tries: int) -> None:
@@ -376,7 +376,7 @@ def _unmeasured(missing: Missing) -> RequestError:
     )
 
 
-def _later(bench: _Bench, tried: Sequence[Try], price: float) -> Try | None:
+def _later(bench: Bench, tried: Sequence[Try], price: float) -> Try | None:
     """The best choice acting later in the noise too, where that is worth more."""
     best = best_of(tried, price=price)
     floor = (1 - price) * tried[0].score.likeness
@@ -434,7 +434,7 @@ def _judged(
     return ""
 
 
-def _nothing_lost(bench: _Bench, kept: float, adapter: Path) -> Repaired:
+def _nothing_lost(bench: Bench, kept: float, adapter: Path) -> Repaired:
     verdict = measure(bench.judge.evidence(bench.learnt))
     said = (
         f"Nothing was written: {adapter} keeps {kept:.0%} of its base's variety, and "
@@ -445,7 +445,7 @@ def _nothing_lost(bench: _Bench, kept: float, adapter: Path) -> Repaired:
 
 
 def _settled(
-    bench: _Bench,
+    bench: Bench,
     fresh: _Fresh,
     tried: Sequence[Try],
     later: Try | None,

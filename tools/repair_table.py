@@ -313,8 +313,8 @@ the plain recipe trained on pictures that make an adapter collapse; {count} of t
 price of {price}, its training pictures given. The repair knows its own measures alone; the judge
 then read 112 fresh pictures of the adapter before and after. Variety is the entropy of what prompts
 leave open as a share of the base's, the mean of class and trigger prompts; likeness the share of
-trigger pictures that show the subject (48 of an adapter, so a single one is good to about 7 points).
-Given back is the share of what was lost. A repair that was not written gives nothing back.
+trigger pictures that show the subject (48 of an adapter, so a single one is good to about 7
+points). Given back is the share of what was lost. A repair that was not written gives nothing back.
 
 """
 EDITS = """\

@@ -107,8 +107,8 @@ def repair_text(document: dict[str, Any]) -> str:
     if later := document["timed"]:
         lines.append(
             f"Acting late in the noise as well (--timed) it had {later['variety']:.2f} of the "
-            f"base's variety at a likeness of {later['likeness']:.2f} on the pictures of the "
-            f"search: {later['words']}"
+            f"base's variety with {later['likeness']:.0%} of its likeness kept, on the pictures of "
+            f"the search: {later['words']}"
         )
     if document["page"]:
         lines += ["", f"Open {document['page']}"]

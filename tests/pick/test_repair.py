@@ -80,7 +80,7 @@ def test_a_collapsed_adapter_gets_variety_back(
     assert formats.trigger_of(mended.metadata) == "zqx"
     assert notes["verdict"]["labels"] == found["after"]["labels"]
     page = Path(found["page"]).read_text(encoding="utf8")
-    for said in ("What was tried", "before", "after", found["words"][0]):
+    for said in ("What was tried", "before", "after", "of the subject", found["words"][0]):
         assert said in page
     again_code, again = ask(*words)  # all of it from the cache
     assert (again_code, again["gain"]) == (0, found["gain"])

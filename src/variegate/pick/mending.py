@@ -477,7 +477,9 @@ def _settled(
         said = f"{written}: {done}" + (f". Written anyway: {fresh.why}" if fresh.why else "")
     page = None
     if fresh.edits:
-        page = _page(fresh, tried, later, out.with_suffix(".html").resolve(), said)
+        why = f" Not written: {fresh.why}." if written is None else ""
+        intro = f"{adapter.name} and its repair without training: {done}. {_gained(fresh)}{why}"
+        page = _page(fresh, tried, later, out.with_suffix(".html").resolve(), intro)
     return Repaired(
         learnt,
         fresh.edits,
@@ -496,13 +498,25 @@ def _settled(
     )
 
 
+def _gained(fresh: _Fresh) -> str:
+    """Gain and price in a sentence, of the fresh pictures."""
+    told = []
+    for m, words in (
+        (fresh.gain, "Its variety changed by {:+.2f} of the base's ({:+.2f} to {:+.2f})."),
+        (fresh.kept, "It keeps {:.0%} of the subject ({:.0%} to {:.0%})."),
+    ):
+        if isinstance(m, Measurement):
+            told.append(words.format(m.value, m.low, m.high))
+    return " ".join(told)
+
+
 def _note(fresh: _Fresh) -> dict[str, Any]:
     grown = fresh.gain
     measured = [grown.value, grown.low, grown.high] if isinstance(grown, Measurement) else None
     return {"edits": [told(edit) for edit in fresh.edits], "variety_gain": measured}
 
 
-def _page(fresh: _Fresh, tried: Sequence[Try], later: Try | None, file: Path, said: str) -> Path:
+def _page(fresh: _Fresh, tried: Sequence[Try], later: Try | None, file: Path, intro: str) -> Path:
     first = tried[0].score
     ordered = sorted(tried[1:], key=lambda t: -t.score.variety)
     rows = [
@@ -515,14 +529,14 @@ def _page(fresh: _Fresh, tried: Sequence[Try], later: Try | None, file: Path, sa
         f"adapter had {first.variety:.2f} of the base's variety there. What is best here was "
         "chosen for being best, so it looks better than it is; the numbers above come from other "
         "pictures.",
-        ("edits", "variety of the base's", "likeness"),
+        ("edits", "variety of the base's", "likeness kept"),
         rows,
     )
     return write_comparison(
         fresh.home / "before",
         fresh.home / "after",
         titles=("before", "after"),
-        intro=said,
+        intro=intro,
         out=file,
         differences=fresh.differences,
         tables=(table,),

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -32,6 +34,8 @@ from variegate.bench.truth import read_folder, truth  # noqa: E402
 from variegate.blended import Judge  # noqa: E402
 from variegate.formats import read as read_adapter  # noqa: E402
 from variegate.images import cache_dir  # noqa: E402
+from variegate.measure import read as read_off  # noqa: E402
+from variegate.measure.versus import subject_kept  # noqa: E402
 from variegate.pick import repair  # noqa: E402
 from variegate.pick.mending import Bench, knobs_of  # noqa: E402
 from variegate.recipe import Recipe  # noqa: E402
@@ -174,9 +178,9 @@ def run_edits(minutes: float) -> None:
             if time.monotonic() - start > 60 * minutes:
                 return
             drawn = runs_home() / "edits" / key
-            bench.judge.evidence(bench.edited(edit), out=drawn)
-            of = _truth(cell, drawn)
-            score = bench.score(edit)
+            seen = bench.judge.evidence(bench.edited(edit), out=drawn)
+            of, kept = _truth(cell, drawn), subject_kept(bench.before, seen)
+            like = next(m for m in read_off(seen) if m.name == "likeness")
             row = {
                 "key": key,
                 "ailment": cell.ailment.name,
@@ -184,8 +188,8 @@ def run_edits(minutes: float) -> None:
                 "seed": cell.seed,
                 "words": words,
                 **{name: round(of[name], 4) for name in TRUE},
-                "seen.variety": round(score.variety, 4),
-                "seen.kept": round(score.likeness, 4),
+                "seen.likeness": getattr(like, "value", None),
+                "seen.kept": getattr(kept, "value", None),
             }
             with file.open("a", encoding="utf8") as out:
                 out.write(json.dumps(row) + "\n")
@@ -300,9 +304,17 @@ def _edits_table(edits: Sequence[dict[str, Any]]) -> list[str]:
                 else ["-"] * 3
             )
         told.append(f"| {' | '.join(cells)} |")
+    told += ["", "Over these edits, the correlation with the likeness that the judge sees:", ""]
+    told += ["| adapter | `subject_kept` | likeness to the training pictures |", "|---|---|---|"]
+    for key, name in zip(keys, names, strict=True):
+        own = [row for row in edits if row["key"] == key]
+        true = [row["likeness"] for row in own]
+        pair = [np.corrcoef(true, [row[f"seen.{of}"] for row in own])[0, 1] for of in SIGHTS]
+        told.append(f"| {name} | {pair[0]:.2f} | {pair[1]:.2f} |")
     return told
 
 
+SIGHTS = ("kept", "likeness")
 LINE_HEAD = "| pictures | trained by | seed | variety | likeness | given back | what was done |"
 HEAD = """\
 ## What it gives back

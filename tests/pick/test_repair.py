@@ -34,10 +34,10 @@ def ask(*words: Any) -> tuple[int, dict[str, Any]]:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer pictures than a user would want."""
     module = sys.modules[ROOM]
-    monkeypatch.setattr(module, "SEARCHED", {"class": 4, "trigger": 2})
-    monkeypatch.setattr(module, "FRESH", {"class": 8, "trigger": 2})
-    monkeypatch.setattr(module, "TIMED", module.TIMED[:1])
-    monkeypatch.setattr(module, "HEARD", {"class": 8, "trigger": 4})
+    monkeypatch.setattr(module, "SEARCHED", {"class": 2, "trigger": 2})
+    monkeypatch.setattr(module, "FRESH", {"class": 6, "trigger": 2})
+    monkeypatch.setattr(module, "BESIDE", module.TIMED[:1])
+    monkeypatch.setattr(module, "HEARD", {"class": 6, "trigger": 4})
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,7 @@ def test_a_collapsed_adapter_gets_variety_back(
 ) -> None:
     file, pictures = collapsed
     out = tmp_path / "mended.safetensors"
-    words = [file, "--train-images", pictures, "--out", out, "--tries", 2, "--price", 0.3]
-    code, found = ask(*words)
+    code, found = ask(file, "--train-images", pictures, "--out", out, "--tries", 2, "--price", 0.3)
     assert code == 0
     assert found["file"] == str(out)
     assert found["gain"]["low"] > 0
@@ -82,8 +81,6 @@ def test_a_collapsed_adapter_gets_variety_back(
     page = Path(found["page"]).read_text(encoding="utf8")
     for said in ("What was tried", "before", "after", "of the subject", found["words"][0]):
         assert said in page
-    again_code, again = ask(*words)  # all of it from the cache
-    assert (again_code, again["gain"]) == (0, found["gain"])
 
 
 @pytest.mark.usefixtures("few")

@@ -59,6 +59,7 @@ LEARNT = 0.1  # of likeness, below which there is nothing to be kept
 BOTH = ("variety_vs_base", "trigger_variety_vs_base")
 CONTRASTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 TIMED = (Late(0.9, 0.7), Late(0.8, 0.5), Late(0.6, 0.4))
+BESIDE = TIMED[:2]  # what is tried of them, only to be told, where they are not asked for
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def repair(
             f"{adapter} does not say which word calls what it learnt, and without it nobody can "
             "tell whether that is kept; give --trigger, and --class if you know it"
         )
-    bench = Bench(learnt, judge, seed=seed, tries=tries)
+    beside = 0 if timed or learnt.masking else len(BESIDE)
+    bench = Bench(learnt, judge, seed=seed, tries=tries + beside)
     kept = bench.kept()
     if kept >= 1 - LOST:
         return _nothing_lost(bench, kept, adapter)
@@ -164,11 +166,13 @@ def repair(
         )
     knobs = knobs_of(learnt, timed=timed, timesteps=int(judge.model.schedule.timesteps))
     tried = search(knobs, bench.score, tries=tries, price=price)
-    later = None if timed or learnt.masking else _later(bench, tried, price)
+    later = _later(bench, tried, price) if beside else None
+    drawn = list[_Fresh]()
     for choice in _finalists(tried, price):
-        found = bench.compared(choice, tried, price)
-        if found.held:
+        drawn.append(bench.compared(choice, price))
+        if drawn[-1].held:
             break
+    found = next((fresh for fresh in drawn if fresh.held), drawn[0])
     return _settled(bench, found, tried, later, adapter, out, anyway=anyway)
 
 
@@ -278,7 +282,7 @@ class Bench:
         share = 1.0 if like is None or not liked else like / liked
         return Score(_variety(evidence), min(kept.value, share))
 
-    def compared(self, choice: Try, tried: Sequence[Try], price: float) -> _Fresh:
+    def compared(self, choice: Try, price: float) -> _Fresh:
         """A choice and the unrepaired adapter at fresh seeds and more prompts."""
         adapter = self.edited(choice.edits)
         plan = _some(self._plan(self.judge, "standard", self._seed + FAR), FRESH)
@@ -382,7 +386,7 @@ def _later(bench: Bench, tried: Sequence[Try], price: float) -> Try | None:
     floor = (1 - price) * tried[0].score.likeness
     timesteps = int(bench.judge.model.schedule.timesteps)
     found = []
-    for late in TIMED[:2]:
+    for late in BESIDE:
         edits = (*best.edits, replace(late, timesteps=timesteps))
         found.append(Try(edits, bench.score(edits)))
     most = max(found, key=lambda t: t.worth(floor))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from variegate.blend.edits import Edit, told
@@ -82,8 +83,11 @@ def search(
     for i, level in alone[: max(1, 2 * tries // 3)]:
         walk.ask(walk.with_level(first, i, level))
     while len(walk.tried) <= tries:
-        best = walk.best()
-        fresh = next((c for c in walk.steps(best) if c not in walk.tried), None)
+        # By turns from the best within the price, and from one a little beyond it that a step back
+        # elsewhere may bring within.
+        starts = walk.bests()[:: 1 if len(walk.tried) % 2 else -1]
+        steps = chain.from_iterable(map(walk.steps, starts))
+        fresh = next((c for c in steps if c not in walk.tried), None)
         if fresh is None:
             break
         walk.ask(fresh)
@@ -123,8 +127,11 @@ class _Walk:
         unchanged = next(iter(self.tried.values())).score.likeness
         return self.tried[choice].worth((1 - self._price) * unchanged)
 
-    def best(self) -> Choice:
-        return max(self.tried, key=self.worth)
+    def bests(self) -> list[Choice]:
+        """The best within the price, and the best with its lack of likeness counted off."""
+        within = best_of(list(self.tried.values()), price=self._price)
+        own = next(choice for choice, tried in self.tried.items() if tried is within)
+        return [own, max(self.tried, key=self.worth)]
 
     def steps(self, best: Choice) -> Iterator[Choice]:
         """From the best on, the most hopeful first."""

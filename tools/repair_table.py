@@ -62,8 +62,9 @@ def run_all(minutes: float) -> None:
     file, start = runs_home() / "rows.jsonl", time.monotonic()
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["key"], row["way"], row["price"]) for row in _lines(file)}
-    for cell, recipe, key in _cells():
-        for way, timed in WAYS:
+    cells = list(_cells())
+    for way, timed in WAYS:
+        for cell, recipe, key in cells:
             if (key, way, PRICE) in done:
                 continue
             if time.monotonic() - start > 60 * minutes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from variegate import formats, recipes, repair
 from variegate.adapter import attach
 from variegate.bench import ailments
 from variegate.blend.cast import write_ensemble
-from variegate.cli import app
+from variegate.cli import app, blending
 from variegate.errors import AdapterError, RequestError
 from variegate.models import load
 from variegate.train import train
@@ -113,3 +114,9 @@ def test_what_cannot_be_repaired_is_told_with_advice(tmp_path: Path) -> None:
         repair(cast, base="pocket")
     with pytest.raises(AdapterError, match="does not fit base 'pocket'"):
         repair(file, base="pocket", trigger="zqx", class_noun="food")
+
+
+def test_the_command_asks_by_default_what_the_function_does() -> None:
+    ours, theirs = signature(repair).parameters, signature(blending.repair).parameters
+    for name in ("price", "tries", "timed", "anyway"):
+        assert ours[name].default == theirs[name].default

@@ -1,7 +1,8 @@
 """Fine-tune Stable Diffusion with LoRA without losing variety.
 
 The nouns are here by name; each verb is a function in the room of the same name, as in
-`variegate.train.train(recipe, out=...)`. Nothing is imported until it is used:
+`variegate.train.train(recipe, out=...)`, but for `repair`, which is here. Nothing is imported until
+it is used:
 
 >>> import variegate
 >>> variegate.Recipe(trigger="zqx").optimizer.steps
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from variegate.errors import VariegateError
     from variegate.images import ImageSet, Picture
     from variegate.measurement import Measurement, Missing, Verdict
+    from variegate.pick import repair
     from variegate.recipe import Recipe
     from variegate.run import Run
 
@@ -32,6 +34,7 @@ __all__ = [
     "Run",
     "VariegateError",
     "Verdict",
+    "repair",
 ]
 
 _HOME = {
@@ -44,6 +47,7 @@ _HOME = {
     "Run": "run",
     "VariegateError": "errors",
     "Verdict": "measurement",
+    "repair": "pick",
 }
 _ROOMS = (
     *("audit", "bench", "encoders", "formats", "measure", "models"),

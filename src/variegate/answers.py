@@ -90,6 +90,31 @@ def demo_text(document: dict[str, Any]) -> str:
     return printable("\n".join([*lines, "", f"Open {document['report']}"]), keep="\n")
 
 
+def repair_text(document: dict[str, Any]) -> str:
+    """What was done, what it gave on fresh pictures, and where file and page are."""
+    lines = [document["said"], ""]
+    for name in ("before", "after"):
+        if document[name]:
+            verdict = Verdict.from_json(document[name])
+            lines.append(f"{name:7} {', '.join(verdict.labels)}: {verdict.sentence}")
+    if document["after"]:
+        kept = measurement_from_json(document["kept"])
+        lines.append(f"kept: {_measurement_line(kept)}")
+    found = [document["gain"], *document["differences"]] if document["after"] else []
+    lines += [
+        f"after less before: {_measurement_line(m)}" for m in map(measurement_from_json, found)
+    ]
+    if later := document["timed"]:
+        lines.append(
+            f"Acting late in the noise as well (--timed) it had {later['variety']:.2f} of the "
+            f"base's variety with {later['likeness']:.0%} of its likeness kept, on the pictures of "
+            f"the search: {later['words']}"
+        )
+    if document["page"]:
+        lines += ["", f"Open {document['page']}"]
+    return printable("\n".join(lines).strip(), keep="\n")
+
+
 def strategies_text(menu: list[dict[str, Any]]) -> str:
     """Each strategy with its settings and their defaults."""
     blocks = []

@@ -24,6 +24,7 @@ from variegate.measurement import Measurement, Missing
 from variegate.models import DiffusionModel
 from variegate.models import load as load_model
 from variegate.progress import Say, silent
+from variegate.recipe import SamplingPlan
 from variegate.run import Run
 from variegate.train.checkpoint import ADAPTER, checkpoint_folders, step_of
 
@@ -57,6 +58,7 @@ class Judge:
     """Draws whatever was learnt on one base at one plan, and measures it.
 
     Pictures are kept in the cache by what drew them, so that a judging that was stopped goes on.
+    sampling: None for that of the base's own recipe.
     """
 
     model: DiffusionModel
@@ -67,6 +69,7 @@ class Judge:
     trigger: str = ""
     class_noun: str = ""
     say: Say = silent
+    sampling: SamplingPlan | None = None
 
     @staticmethod
     def on(
@@ -98,10 +101,13 @@ class Judge:
         )
         return Judge(model, tuple(plan), eyes, base, train, trigger, class_noun, say or silent)
 
-    def evidence(self, learnt: Adapter | Ensemble) -> Evidence:
+    def evidence(self, learnt: Adapter | Ensemble, *, out: Path | None = None) -> Evidence:
+        """out: where the pictures are kept; None for the cache."""
         home = cache_dir() / "measured" / short_hash(learnt.digest(), repr(self.plan), self.base)
-        sampling = recipes.read(recipes.default_for(self.base)).sampling
-        ours, base = draw_both(self.model, learnt, self.plan, sampling, out=home, say=self.say)
+        sampling = self.sampling or sampling_of(self.base)
+        ours, base = draw_both(
+            self.model, learnt, self.plan, sampling, out=out or home, say=self.say
+        )
         return gather(
             ours,
             base,
@@ -123,6 +129,11 @@ class Judge:
             return reduce(mul, (_worth(name, found.get(name)) for name in by), 1.0)
 
         return of
+
+
+def sampling_of(base: str) -> SamplingPlan:
+    """How pictures of a base are drawn where nobody says."""
+    return recipes.read(recipes.default_for(base)).sampling
 
 
 def compare(blend: Adapter | Ensemble, members: Sequence[Adapter], judge: Judge) -> dict[str, Any]:

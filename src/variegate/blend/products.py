@@ -97,7 +97,7 @@ def compress(
     rank: at most so much. energy: no more than keeps this share of the squared norm. Without both
     all is kept that float32 can tell from nothing. floor: singular values up to it are nothing.
     """
-    left, values, right = _svd(product)
+    left, values, right = svd(product)
     squares = values.square()
     real = int((values > max(floor, NOTHING * float(values[0]))).sum())
     count = real if rank is None else min(rank, real)
@@ -116,8 +116,8 @@ def compress(
     return update, kept
 
 
-def _svd(product: Product) -> tuple[Tensor, Tensor, Tensor]:
-    """Left vectors [o, k], values, largest first, right vectors [k, i]; all in float64."""
+def svd(product: Product) -> tuple[Tensor, Tensor, Tensor]:
+    """A product's left vectors [o, k], values, largest first, right vectors [k, i]; in float64."""
     if product.left.shape[1] >= min(product.left.shape[0], product.right.shape[1]):
         return _svd_of_dense(product.dense())
     q_left, r_left = torch.linalg.qr(product.left)

@@ -18,7 +18,8 @@ VERBS = (
     *(making.trial, making.demo),
     judging.report,
     proving.bench,
-    *(blending.blend, blending.extract, blending.resize, blending.scale, blending.merge),
+    *(blending.blend, blending.repair),
+    *(blending.extract, blending.resize, blending.scale, blending.merge),
     *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),
 )
 

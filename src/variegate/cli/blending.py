@@ -1,4 +1,4 @@
-"""The verbs on finished adapters: blend, extract, resize, scale, merge."""
+"""The verbs on finished adapters: blend, repair, extract, resize, scale, merge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from variegate.cli.words import verb
+from variegate.answers import repair_text
+from variegate.cli.words import ClassNoun, Encoders, Seed, Trigger, verb
 from variegate.console import Door
 from variegate.errors import RequestError
 
@@ -131,6 +132,59 @@ def blend(
         for file, member in zip(files, told["compared"]["members"], strict=True):
             text += "\n" + "\n".join([f"beside {file}:", *(f"  {s}" for s in member["said"])])
     door.answer(told, text)
+
+
+@verb
+def repair(
+    door: Door,
+    adapter: File,
+    base: Annotated[
+        str | None, typer.Option(help="What it sits on: 'pocket', a folder, a file, a name.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; beside the adapter without it.")
+    ] = None,
+    train_images: Annotated[
+        Path | None,
+        typer.Option("--train-images", help="What it learnt from: likeness is measured to that."),
+    ] = None,
+    trigger: Trigger = None,
+    class_noun: ClassNoun = None,
+    encoder: Encoders = None,
+    price: Annotated[
+        float, typer.Option(help="The share of its likeness that may be lost.")
+    ] = 0.05,
+    tries: Annotated[int, typer.Option(min=1, help="How many repairs are drawn.")] = 24,
+    timed: Annotated[
+        bool,
+        typer.Option("--timed", help="It may act late in the noise; not for other tools."),
+    ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Write it though no gain was shown.")
+    ] = False,
+    seed: Seed = None,
+) -> None:
+    """Give variety back to a collapsed adapter, without training."""
+    from variegate.pick import repair as room
+
+    found = room(
+        adapter,
+        base=base or "pocket",
+        out=out,
+        train_images=train_images,
+        trigger=trigger,
+        class_noun=class_noun,
+        encoders=encoder or (),
+        price=price,
+        tries=tries,
+        timed=timed,
+        anyway=anyway,
+        seed=seed or 0,
+        say=door.say,
+    )
+    for warning in found.warnings:
+        door.warn(warning)
+    door.answer(found.to_json(), repair_text(found.to_json()))
 
 
 @verb

@@ -75,8 +75,15 @@ def _approach(
     address: str,
     least: float = LEAST_RANGE,
 ) -> Difference | str:
-    """The rise of the mean cosine to the training pictures over the base's, per prompt, in units
-    of the way to the subject."""
+    found = rises(view, lines, least=least)
+    return found if isinstance(found, str) else summarise(found, tail=tail, address=address)
+
+
+def rises(
+    view: View, lines: tuple[Line, ...], *, least: float = LEAST_RANGE
+) -> list[list[float]] | str:
+    """The rise of the mean cosine to the training pictures over the base's, per prompt and picture,
+    in units of the way to the subject; or why there is none."""
     if view.train is None or len(view.train) < 2:
         return "needs two training pictures or more"
     reference, _ = _reference(view)
@@ -87,11 +94,10 @@ def _approach(
             f"{view.encoder} finds the base's own pictures as like the training pictures as these"
             " are to one another"
         )
-    rises = [
+    return [
         [float(a - b) / way for a in (view.of_adapter(line) @ reference.T).mean(1)]
         for line, b in zip(lines, base, strict=True)
     ]
-    return summarise(rises, tail=tail, address=address)
 
 
 def _mean_among(rows: Float[Tensor, "t d"]) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from variegate import seeds
 from variegate.measure.copying import find_copies
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
 from variegate.measure.evidence import Evidence, Line, View
+from variegate.measure.retention import LEAST_RANGE, rises
 from variegate.measure.uncertainty import RESAMPLES
 from variegate.measurement import Measurement, Missing
 
@@ -18,13 +21,8 @@ def versus(left: Evidence, right: Evidence) -> list[Measurement | Missing]:
     Both were asked the same prompts and stand against the same base. Prompts are resampled for
     both at once, so what makes a prompt easy or hard cancels.
     """
-    name = "trigger_variety_vs_base"
-    return [
-        _difference("variety_vs_base", "class", left, right, left.views[0], right.views[0]),
-        _difference(name, "trigger", left, right, left.layout, right.layout)
-        if left.layout and right.layout
-        else Missing(name, "features alone do not show what surrounds the subject"),
-    ]
+    found = (_of_class(left, right), _of_trigger(left, right))
+    return [gap.told() if isinstance(gap, _Gap) else gap for gap in found]
 
 
 def copies_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
@@ -41,8 +39,7 @@ def copies_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
     if len(shared) < 2:
         return Missing(name, "fewer than two prompts were drawn by both adapters")
     one, other = (np.array([own[prompt] for prompt in shared]) for own in shares)
-    rng = seeds.numpy_at(0, "measure.versus", name)
-    drawn = rng.integers(len(shared), size=(RESAMPLES, len(shared)))
+    drawn = _resampled(name, len(shared))
     low, high = np.quantile((other - one)[drawn].mean(1), (0.025, 0.975))
     value = float((other - one).mean())
     source = "the same prompts, percentile bootstrap over prompts"
@@ -50,6 +47,76 @@ def copies_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
     return Measurement(
         name, value, *bounds, len(shared), "lower", "share of samples", source=source
     )
+
+
+def gain(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How much more varied the right adapter is than the left, in the mean of both headlines, or in
+    the one there is. Prompts of either group are resampled for both adapters at once."""
+    found = [g for g in (_of_class(left, right), _of_trigger(left, right)) if isinstance(g, _Gap)]
+    name = "variety_gain"
+    if not found:
+        return Missing(name, "fewer than two prompts of a group were drawn by both adapters")
+    low, high = np.quantile(np.mean([gap.drawn for gap in found], axis=0), (0.025, 0.975))
+    value = float(np.mean([gap.value for gap in found]))
+    prompts = sum(gap.prompts for gap in found)
+    source = "the mean of " + " and ".join(gap.name for gap in found)
+    bounds = min(float(low), value), max(float(high), value)
+    return Measurement(name, value, *bounds, prompts, "higher", "of the base's", source=source)
+
+
+def likeness_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How much liker the right adapter's trigger pictures are to the training pictures than the
+    left's: right minus left of `likeness`, over the prompts that both were asked."""
+    name, per_prompt = "likeness", []
+    for evidence in (left, right):
+        lines = evidence.of_group("trigger")
+        found = rises(evidence.identity, lines) if lines else "no trigger prompts were drawn"
+        if isinstance(found, str):
+            return Missing(name, found)
+        per_prompt.append({line.prompt: np.mean(x) for line, x in zip(lines, found, strict=True)})
+    shared = [prompt for prompt in per_prompt[0] if prompt in per_prompt[1]]
+    if len(shared) < 2:
+        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
+    one, other = (np.array([own[prompt] for prompt in shared]) for own in per_prompt)
+    drawn = _resampled(name, len(shared))
+    low, high = np.quantile((other - one)[drawn].mean(1), (0.025, 0.975))
+    value = float((other - one).mean())
+    source = f"{right.identity.encoder}, the same prompts, percentile bootstrap over prompts"
+    bounds = min(float(low), value), max(float(high), value)
+    unit = "0 base, 1 subject"
+    return Measurement(name, value, *bounds, len(shared), "higher", unit, source=source)
+
+
+def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How much of the left adapter's subject the right one still draws: 1 for the left adapter
+    itself, 0 where the right one's pictures are no more like the left's than the base's are.
+
+    By who is in the picture, each picture under the trigger beside the left adapter's of the same
+    prompt and seed. It sees what `likeness` does not: pictures that are as near to the training
+    pictures on the whole, and of somebody else.
+    """
+    name, who = "subject_kept", left.identity
+    lines = {line.prompt: line for line in right.of_group("trigger")}
+    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 0]
+    if len(shared) < 2:
+        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
+    alike, unlike = list[float](), list[float]()
+    for a, b in shared:
+        k = min(a.paired, b.paired)
+        own = who.of_adapter(a)[:k]
+        alike.append(float((own * right.identity.of_adapter(b)[:k]).sum(1).mean()))
+        unlike.append(float((own * who.of_base(a)[:k]).sum(1).mean()))
+    room = 1 - float(np.mean(unlike))
+    if room < LEAST_RANGE:
+        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
+    kept = 1 - (1 - np.array(alike)) / room
+    low, high = np.quantile(kept[_resampled(name, len(kept))].mean(1), (0.025, 0.975))
+    value = float(kept.mean())
+    source = f"{who.encoder}, the same prompts and seeds, percentile bootstrap over prompts"
+    bounds = min(float(low), value), max(float(high), value)
+    unit = "1 the same subject, 0 the base's"
+    return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
 
 
 def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:
@@ -65,9 +132,40 @@ def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:
     }
 
 
-def _difference(
+@dataclass(frozen=True)
+class _Gap:
+    """right minus left of a headline; drawn: the same of each resampling of the prompts."""
+
+    name: str
+    value: float
+    drawn: np.ndarray
+    prompts: int
+    encoder: str
+
+    def told(self) -> Measurement:
+        low, high = np.quantile(self.drawn, (0.025, 0.975))
+        bounds = min(float(low), self.value), max(float(high), self.value)
+        source = f"{self.encoder}, the same prompts, percentile bootstrap over prompts"
+        of = "of the base's"
+        return Measurement(
+            self.name, self.value, *bounds, self.prompts, "higher", of, source=source
+        )
+
+
+def _of_class(left: Evidence, right: Evidence) -> _Gap | Missing:
+    return _gap("variety_vs_base", "class", left, right, left.views[0], right.views[0])
+
+
+def _of_trigger(left: Evidence, right: Evidence) -> _Gap | Missing:
+    name = "trigger_variety_vs_base"
+    if not left.layout or not right.layout:
+        return Missing(name, "features alone do not show what surrounds the subject")
+    return _gap(name, "trigger", left, right, left.layout, right.layout)
+
+
+def _gap(
     name: str, group: str, left: Evidence, right: Evidence, ours: View, theirs: View
-) -> Measurement | Missing:
+) -> _Gap | Missing:
     lines = {line.prompt: line for line in right.of_group(group)}
     shared = [(a, lines[a.prompt]) for a in left.of_group(group) if a.prompt in lines]
     shared = [(a, b) for a, b in shared if _enough(a) and _enough(b)]
@@ -77,22 +175,15 @@ def _difference(
     other = _log_ratios(theirs, [b for _, b in shared], name)
     if one is None or other is None:
         return Missing(name, "the base's own pictures of each prompt are all alike")
-    rng = seeds.numpy_at(0, "measure.versus", name)
-    drawn = rng.integers(len(one), size=(RESAMPLES, len(one)))
+    drawn = _resampled(name, len(one))
     gaps = np.exp(other[drawn].mean(1)) - np.exp(one[drawn].mean(1))
-    low, high = np.quantile(gaps, (0.025, 0.975))
     value = float(np.exp(other.mean()) - np.exp(one.mean()))
-    source = f"{theirs.encoder}, the same prompts, percentile bootstrap over prompts"
-    return Measurement(
-        name,
-        value,
-        min(float(low), value),
-        max(float(high), value),
-        len(shared),
-        "higher",
-        "of the base's",
-        source=source,
-    )
+    return _Gap(name, value, gaps, len(shared), theirs.encoder)
+
+
+def _resampled(name: str, prompts: int) -> np.ndarray:
+    rng = seeds.numpy_at(0, "measure.versus", name)
+    return rng.integers(prompts, size=(RESAMPLES, prompts))
 
 
 def _enough(line: Line) -> bool:

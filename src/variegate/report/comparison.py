@@ -43,6 +43,7 @@ def write_comparison(
     differences: Sequence[Measurement | Missing] = (),
     why: Mapping[str, str] | None = None,
     next_steps: Sequence[tuple[str, str]] = (),
+    tables: Sequence[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]] = (),
 ) -> Path:
     """Write one page at `out` that shows two runs side by side, and return its path.
 
@@ -50,6 +51,8 @@ def write_comparison(
     differences: right minus left of headline numbers, under the headline's own name.
     why: by strategy name, why the right run had it on; its usual purpose when not given.
     next_steps: (what to do, command line or "") in order.
+    tables: (title, what it says, head, rows), below the numbers. Where neither folder is of a
+    training run, nothing is said of recipes.
 
     Raises: RunError when a folder is no run, NoSpace when the page cannot be written.
     """
@@ -70,6 +73,8 @@ def write_comparison(
         "comparisons": _compare(left.verdict, right.verdict, differences),
         "switched_on": _switched_on(left, right, why or {}),
         "changes": _changes(left.recipe, right.recipe),
+        "tables": tables,
+        "trained": left.trained or right.trained,
         "has_recipes": left.recipe is not None and right.recipe is not None,
         "next_steps": next_steps,
     }

@@ -1,0 +1,84 @@
+"""Two adapters against each other: what is gained, and what of the subject is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from variegate import seeds
+from variegate.measure import Evidence, Line, View
+from variegate.measure.versus import gain, likeness_versus, subject_kept, versus
+from variegate.measurement import Measurement, Missing
+
+PROMPTS, EACH = 8, 4
+
+
+def rows(at: str, spread: float, *, middle: Float[Tensor, " d"]) -> Float[Tensor, "n d"]:
+    noise = torch.randn(PROMPTS * EACH, 16, generator=seeds.at(0, at))
+    return functional.normalize(middle + spread * noise, dim=1)
+
+
+def evidence(spread: float, *, share: float) -> Evidence:
+    """An adapter whose pictures spread so far, `share` of the way from the base to the subject."""
+    subject, other = torch.eye(16)[0], torch.eye(16)[1]
+    ours = rows("ours", spread, middle=share * subject + (1 - share) * other)
+    base = rows("base", 0.2, middle=other)
+    view = View("made up", ours, base, rows("train", 0.05, middle=subject)[:6])
+    lines = []
+    for group in ("class", "trigger"):
+        for i in range(PROMPTS):
+            own = tuple(range(EACH * i, EACH * (i + 1)))
+            lines.append(Line(group, f"{group} {i}", f"base {i}", own, own, EACH))
+    return Evidence(tuple(lines), (view,), identity=view, layout=view)
+
+
+def number(found: Measurement | Missing) -> Measurement:
+    assert isinstance(found, Measurement), found
+    return found
+
+
+def test_an_adapter_gains_nothing_on_itself_and_keeps_all_of_its_subject() -> None:
+    own = evidence(0.05, share=1.0)
+    assert number(gain(own, own)).value == 0
+    assert number(likeness_versus(own, own)).value == 0
+    assert number(subject_kept(own, own)).value == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_gain_is_the_mean_of_both_headlines_and_holds_its_value() -> None:
+    narrow, wide = evidence(0.03, share=1.0), evidence(0.15, share=1.0)
+    whole = number(gain(narrow, wide))
+    assert whole.value == pytest.approx(sum(number(m).value for m in versus(narrow, wide)) / 2)
+    assert whole.n == 2 * PROMPTS
+    assert whole.low is not None
+    assert whole.high is not None
+    assert 0 < whole.low < whole.value < whole.high
+    assert number(gain(wide, narrow)).value == pytest.approx(-whole.value)
+
+
+def test_the_bases_pictures_keep_nothing_of_the_subject() -> None:
+    own = evidence(0.05, share=1.0)
+    view = replace(own.identity, adapter=own.identity.base)
+    base = replace(own, views=(view,), identity=view, layout=view)
+    assert number(subject_kept(own, base)).value == pytest.approx(0.0, abs=1e-5)
+
+
+def test_less_of_the_subject_is_less_kept_and_less_like() -> None:
+    own = evidence(0.05, share=1.0)
+    kept = [number(subject_kept(own, evidence(0.05, share=s))).value for s in (0.9, 0.6, 0.3)]
+    assert kept == sorted(kept, reverse=True)
+    fallen = number(likeness_versus(own, evidence(0.05, share=0.5)))
+    assert fallen.high is not None
+    assert fallen.high < 0
+
+
+def test_without_trigger_prompts_nobody_can_tell_what_is_kept() -> None:
+    own = evidence(0.05, share=1.0)
+    classes = replace(own, lines=own.of_group("class"))
+    assert isinstance(subject_kept(classes, classes), Missing)
+    assert isinstance(likeness_versus(classes, classes), Missing)
+    assert number(gain(classes, classes)).n == PROMPTS

@@ -317,7 +317,7 @@ def summary(rows: Rows, *, by: Yardstick = JUDGED) -> dict[str, Any]:
         "detector": detector(rows) if by is JUDGED else [],
         "by_ailment": by_ailment(rows, by=by),
         "unmeasured": _unmeasured(rows, by),
-        "weak_encoder": any(r.get("weak_encoder") for r in rows),
+        "weak_encoder": by is not JUDGED and any(r.get("weak_encoder") for r in rows),
     }
 
 
@@ -424,8 +424,9 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines += ["", f"gate, {where}: the default wins {won} of {len(found['gate'])}"]
         for line in found["gate"]:
             if not line["wins"]:
+                how = "undecided, one seed," if line[by.variety]["low"] is None else "not"
                 lines.append(
-                    f"  not against {line['against']} on {line['ailment']}: {by.variety} "
+                    f"  {how} against {line['against']} on {line['ailment']}: {by.variety} "
                     f"{_say(line[by.variety])}, likeness {_say(line['likeness'])}"
                 )
     lines += [

@@ -27,7 +27,9 @@ from variegate.train.masks import find_masks
 WIDEST = 2048  # channels of an input, above which a matrix of moments takes too much memory
 TOGETHER = 16  # prompts in a batch, on a CPU and of small pictures; one by one elsewhere
 # Layers that hear words and no places.
-OF_WORDS = re.compile(r"^text_encoder|\.attn2\.to_[kv]$|\.add_[qkv]_proj$|to_add_out|\.ff_context\.")
+OF_WORDS = re.compile(
+    r"^text_encoder|\.attn2\.to_[kv]$|\.add_[qkv]_proj$|to_add_out|\.ff_context\."
+)
 
 
 def heard(

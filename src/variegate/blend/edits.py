@@ -195,9 +195,9 @@ class Contrast:
 
     delta becomes c delta P, with P = T (T + price C)^-1: of all P the one that makes
     E|delta x - delta P x|^2 over inputs x of the subject (second moments T, under the trigger with
-    the adapter on) plus price E|delta P y|^2 over inputs y without it (C, the base alone) the least, whatever delta
-    is. c makes it as strong on the subject as it was, E|c delta P x|^2 = E|delta x|^2, and is
-    `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels, each place of the kernel
+    the adapter on) plus price E|delta P y|^2 over inputs y without it (C, the base alone) the
+    least, whatever delta is. c makes it as strong on the subject as it was, E|c delta P x|^2 =
+    E|delta x|^2, and is `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels, each place of the kernel
     alike.
 
     A ridge regression in closed form, as in Gandikota et al., Unified Concept Editing, 2024, arXiv

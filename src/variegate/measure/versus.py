@@ -124,7 +124,7 @@ def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
 
 
 def _alike(one: Float[Tensor, "k d"], other: Float[Tensor, "k d"]) -> float:
-    """The mean cosine of the rows of one with those of another, but for the row at its own place."""
+    """The mean cosine of the rows of one with those of another but at their own places."""
     cosines = one @ other.T
     k = len(cosines)
     return float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))

@@ -24,8 +24,8 @@ def default_for(base: str | None) -> str:
 def read(name_or_file: str, *, settings: tuple[str, ...] = (), **given: Any) -> Recipe:
     """A recipe by shipped name or by path, with settings and given entries on top.
 
-    A name that ships wins over a file of the same name; `./subject` is always a file. Where there is
-    no file `recipes/subject.toml`, it is the name that ships.
+    A name that ships wins over a file of the same name; `./subject` is always a file. Where there
+    is no file `recipes/subject.toml`, it is the name that ships.
 
     Raises: RecipeError when there is neither, or when the recipe has faults.
     """

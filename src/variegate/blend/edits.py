@@ -197,8 +197,8 @@ class Contrast:
     E|delta x - delta P x|^2 over inputs x of the subject (second moments T, under the trigger with
     the adapter on) plus price E|delta P y|^2 over inputs y without it (C, the base alone) the
     least, whatever delta is. c makes it as strong on the subject as it was, E|c delta P x|^2 =
-    E|delta x|^2, and is `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels, each place of the kernel
-    alike.
+    E|delta x|^2, and is `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels,
+    each place of the kernel alike.
 
     A ridge regression in closed form, as in Gandikota et al., Unified Concept Editing, 2024, arXiv
     2308.14761, section 4, there for the words that cross attention reads; that an update harms

@@ -98,8 +98,8 @@ def search(
 
 
 def best_of(tried: Sequence[Try], *, price: float) -> Try:
-    """The most varied, `AN_EDIT` off for each edit, of those that are no more than `price` less like
-    than the first, which was not changed; the first where there is none."""
+    """The most varied, `AN_EDIT` off for each edit, of those that are no more than `price` less
+    like than the first, which was not changed; the first where there is none."""
     floor = (1 - price) * tried[0].score.likeness
     fine = [t for t in tried if t.score.likeness >= floor]
     return max(fine, key=lambda t: t.score.variety - AN_EDIT * len(t.edits), default=tried[0])

@@ -76,7 +76,7 @@ def run_all(minutes: float) -> None:
 
 
 def _cells() -> Iterator[tuple[Cell, Recipe, str]]:
-    """Those whose run is there already first."""
+    """Those whose run is there already first, and those that take long to train last."""
     cells = [
         Cell(POCKET.ailments[ailment], contender, seed)
         for seed in range(SEEDS)
@@ -87,7 +87,10 @@ def _cells() -> Iterator[tuple[Cell, Recipe, str]]:
     for cell in cells:
         recipe = cell.recipe()
         found.append((cell, recipe, cell.key(recipe)))
-    yield from sorted(found, key=lambda each: not _adapter(each[2]).exists())
+    long = 1000  # steps
+    yield from sorted(
+        found, key=lambda each: (not _adapter(each[2]).exists(), each[1].optimizer.steps > long)
+    )
 
 
 def _adapter(key: str) -> Path:

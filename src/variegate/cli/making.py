@@ -91,14 +91,16 @@ def sample(
         Path | None, typer.Option(help="A LoRA file, or an ensemble's .toml.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
-    strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="How strongly the adapter acts; 1. Repeatable.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     t5_tokenizer: T5Tokenizer = None,
     seed: Seed = None,
 ) -> None:
-    """Draw every prompt with every seed."""
+    """Draw every prompt with every seed, and at every strength of the adapter."""
     from variegate import recipes
     from variegate import sample as room
     from variegate.blend.cast import open_learnt
@@ -107,9 +109,11 @@ def sample(
 
     base = base or "pocket"
     plan = recipes.read(recipes.default_for(base)).sampling
-    learnt = open_learnt(adapter).scaled(strength) if adapter else None
-    first = seed or 0
-    wanted = room.grid(prompt, range(first, first + seeds))
+    if strength and not adapter:
+        raise RequestError("--strength is that of an adapter: give --adapter FILE, or leave it out")
+    learnt = open_learnt(adapter) if adapter else None
+    first, strengths = seed or 0, dict.fromkeys(strength or (1.0,))
+    wanted = room.grid(prompt, range(first, first + seeds), strengths=strengths)
     out = out.resolve()
     reading = reading_of(learnt.metadata if learnt else {})
     model = load(base, device=pick_device(), **reading, t5_tokenizer=t5_tokenizer)

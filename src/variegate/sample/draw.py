@@ -15,7 +15,7 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from variegate.models import Conditioning, DiffusionModel
 from variegate.progress import Say
 from variegate.recipe import SamplingPlan
 from variegate.run import write_atomically
-from variegate.sample.chorus import voice_of, voices
+from variegate.sample.chorus import Dialled, voice_of, voices
 from variegate.sample.denoise import NotFiniteLatent, denoise, initial_noise
 from variegate.sample.png import as_png, key_of, parameters
 
@@ -43,11 +43,21 @@ BATCH_PIXELS = {"cpu": 2 * 512 * 512, "cuda": 8 * 512 * 512, "mps": 2 * 512 * 51
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is asked for; `group` is passed on to its `Picture`."""
+    """One picture that is asked for; `group` is passed on to its `Picture`.
+
+    strength: how strongly the adapter acts on it, its text encoder's part included; at 0 the base
+    draws, to the bit.
+    """
 
     prompt: str
     seed: int
     group: str = ""
+    strength: float = 1.0
+
+    @property
+    def look(self) -> tuple[str, int, float]:
+        """What tells its picture from the others of a call."""
+        return self.prompt, self.seed, self.strength
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,21 @@ class _Slot:
     file: Path
 
 
-def grid(prompts: Iterable[str], seeds: Iterable[int], *, group: str = "") -> list[Request]:
-    """Every prompt with every seed, prompt by prompt."""
-    seeds = list(seeds)
-    return [Request(prompt, seed, group) for prompt in prompts for seed in seeds]
+def grid(
+    prompts: Iterable[str],
+    seeds: Iterable[int],
+    *,
+    group: str = "",
+    strengths: Iterable[float] = (1.0,),
+) -> list[Request]:
+    """Every prompt at every strength with every seed, prompt by prompt."""
+    seeds, strengths = list(seeds), list(strengths)
+    return [
+        Request(prompt, seed, group, strength)
+        for prompt in prompts
+        for strength in strengths
+        for seed in seeds
+    ]
 
 
 def sample(
@@ -81,16 +102,21 @@ def sample(
 
     The noise of a picture comes from its seed alone: the same for every prompt, for base and
     adapter, and for any neighbours in the batch; so is the member that an ensemble draws it with,
-    from prompt and seed alone. batch_size: None fits it to the memory. worn: what tells apart the
-    weights of an adapter that the model carries already, with none given here.
+    from prompt and seed alone. Without an adapter a request's strength says nothing.
+    batch_size: None fits it to the memory. worn: what tells apart the weights of an adapter that
+    the model carries already, with none given here.
 
-    Raises: RequestError for nothing to draw or a seed below 0, NoSpace when `out` cannot be
+    Raises: RequestError for nothing to draw, a seed below 0, or a strength of what the model
+    carries already, NoSpace when `out` cannot be
     written, NotFinite with prompt and seed of a picture that came to nothing, Interrupted on
     Ctrl-C. After any of these the same call goes on with what is missing.
     """
-    _check(requests)
+    _check(requests, worn)
     out = _folder(out)
+    if not (adapter and adapter.layers):
+        requests = [replace(request, strength=1.0) for request in requests]
     known = adapter.digest() if adapter and adapter.layers else worn or None
+    dialled = any(request.strength != 1 for request in requests)
     slots = _slots(requests, out, _setting(model, known, plan, negative))
     kept = _kept(slots, out)
     slots = [kept.get(slot.key, slot) for slot in slots]
@@ -102,7 +128,7 @@ def sample(
     tell("sample", len(done), len(slots), "")
     try:
         if missing:
-            with voices(model, adapter, plan) as voice:
+            with voices(model, adapter, plan, dialled=dialled) as voice:
                 for number, looks in _by_voice(missing, adapter).items():
                     draw = _Drawer(voice(number), plan, negative)
                     for batch, pixels in draw.batches(looks, size):
@@ -120,12 +146,20 @@ def sample(
     return ImageSet(pictures=tuple(_picture(slot) for slot in slots), origin=str(out))
 
 
-def _check(requests: Sequence[Request]) -> None:
+def _check(requests: Sequence[Request], worn: str) -> None:
     if not requests:
         raise RequestError("nothing to draw: give at least one prompt and one seed")
     below = [request.seed for request in requests if request.seed < 0]
     if below:
         raise RequestError(f"seed {below[0]} is below 0; seeds are whole numbers from 0 on")
+    strengths = {request.strength for request in requests}
+    if odd := [strength for strength in strengths if not math.isfinite(strength)]:
+        raise RequestError(f"strength {odd[0]}; expected a finite number, such as 0.8")
+    if worn and strengths != {1.0}:
+        raise RequestError(
+            f"strengths {sorted(strengths)} of an adapter that the model carries already; expected "
+            "1, or the adapter to be given here"
+        )
 
 
 def _folder(out: Path) -> Path:
@@ -177,12 +211,13 @@ def _setting(model: DiffusionModel, adapter: str | None, plan: SamplingPlan, neg
 def _slots(requests: Sequence[Request], out: Path, setting: str) -> list[_Slot]:
     """One slot per request; a request that is repeated gets a picture of its own each time."""
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt for r in requests))}
-    times: dict[tuple[str, int], int] = {}
+    times: dict[tuple[str, int, float], int] = {}
     slots = []
     for request in requests:
-        look = (request.prompt, request.seed)
+        look = request.look
         times[look] = times.get(look, 0) + 1
-        text = json.dumps([setting, *look, times[look]])
+        strength = [] if request.strength == 1 else [request.strength]
+        text = json.dumps([setting, request.prompt, request.seed, times[look], *strength])
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         name = f"p{prompts[request.prompt]:03d}-s{request.seed:04d}-{key}.png"
         slots.append(_Slot(request, key, out / name))
@@ -200,21 +235,22 @@ def _kept(slots: list[_Slot], out: Path) -> dict[str, _Slot]:
     return kept
 
 
-def _by_look(slots: list[_Slot]) -> dict[tuple[str, int], list[_Slot]]:
+def _by_look(slots: list[_Slot]) -> list[list[_Slot]]:
     """Slots that will hold the same picture, together: it is drawn once."""
-    looks: dict[tuple[str, int], list[_Slot]] = {}
+    looks: dict[tuple[str, int, float], list[_Slot]] = {}
     for slot in slots:
-        looks.setdefault((slot.request.prompt, slot.request.seed), []).append(slot)
-    return looks
+        looks.setdefault(slot.request.look, []).append(slot)
+    return list(looks.values())
 
 
 def _by_voice(
-    missing: dict[tuple[str, int], list[_Slot]], adapter: Adapter | Ensemble | None
+    missing: list[list[_Slot]], adapter: Adapter | Ensemble | None
 ) -> dict[int, list[list[_Slot]]]:
     """What is to be drawn, by whose turn it is."""
     voices: dict[int, list[list[_Slot]]] = {}
-    for (prompt, seed), twins in missing.items():
-        voices.setdefault(voice_of(adapter, prompt, seed), []).append(twins)
+    for twins in missing:
+        request = twins[0].request
+        voices.setdefault(voice_of(adapter, request.prompt, request.seed), []).append(twins)
     return voices
 
 
@@ -248,7 +284,7 @@ class _Drawer:
         self._model = model
         self._plan = plan
         self._negative = negative
-        self._embeddings: dict[str, Conditioning] = {}
+        self._embeddings: dict[tuple[str, float], Conditioning] = {}
 
     def batches(
         self, looks: list[list[_Slot]], size: int
@@ -276,8 +312,8 @@ class _Drawer:
             latents = denoise(
                 self._model,
                 torch.cat([initial_noise(self._model, seed) for seed in seeds]),
-                Conditioning.join([self._embed(request.prompt) for request in requests]),
-                self._embed(self._negative).repeat(len(requests)),
+                Conditioning.join([self._embed(r.prompt, r.strength) for r in requests]),
+                Conditioning.join([self._embed(self._negative, r.strength) for r in requests]),
                 plan=self._plan,
                 picture_seeds=seeds,
             )
@@ -289,10 +325,14 @@ class _Drawer:
                 raise _not_finite(request, "decoding")
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
-    def _embed(self, prompt: str) -> Conditioning:
-        if prompt not in self._embeddings:
-            self._embeddings[prompt] = self._model.embed([prompt])
-        return self._embeddings[prompt]
+    def _embed(self, prompt: str, strength: float) -> Conditioning:
+        if (prompt, strength) not in self._embeddings:
+            if isinstance(self._model, Dialled):
+                read = self._model.embed([prompt], strength=strength)
+            else:
+                read = self._model.embed([prompt])
+            self._embeddings[prompt, strength] = read
+        return self._embeddings[prompt, strength]
 
 
 def _not_finite(request: Request, where: str) -> NotFinite:
@@ -332,9 +372,15 @@ def _list(out: Path, slots: list[_Slot]) -> None:
 
 def _line(slot: _Slot) -> str:
     request = slot.request
-    facts = {"file_name": slot.file.name, "prompt": request.prompt, "seed": request.seed}
+    facts: dict[str, str | int | float] = {
+        "file_name": slot.file.name,
+        "prompt": request.prompt,
+        "seed": request.seed,
+    }
     if request.group:
         facts["group"] = request.group
+    if request.strength != 1:
+        facts["strength"] = request.strength
     return json.dumps(facts) + "\n"
 
 
@@ -345,4 +391,5 @@ def _picture(slot: _Slot) -> Picture:
         prompt=slot.request.prompt,
         seed=slot.request.seed,
         group=slot.request.group or None,
+        strength=slot.request.strength,
     )

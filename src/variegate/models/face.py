@@ -55,7 +55,8 @@ class Conditioning:
             column = [getattr(part, name) for part in parts]
             return None if column[0] is None else torch.cat(column)
 
-        return Conditioning(**{f.name: joined(f.name) for f in fields(Conditioning)})
+        columns: dict[str, Any] = {f.name: joined(f.name) for f in fields(Conditioning)}
+        return Conditioning(**columns)
 
     def repeat(self, times: int) -> Conditioning:
         """All rows, so many times over."""

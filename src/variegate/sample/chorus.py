@@ -18,6 +18,14 @@ from variegate.models.samplers import diffusers_warnings_off
 from variegate.recipe import SamplingPlan
 
 
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """Who is asked for a picture, and the weaker one that its answers are compared with, if any."""
+
+    model: DiffusionModel
+    weaker: DiffusionModel | None = None
+
+
 @contextmanager
 def voices(
     model: DiffusionModel,
@@ -25,30 +33,41 @@ def voices(
     plan: SamplingPlan,
     *,
     dialled: bool = False,
-) -> Iterator[Callable[[int], DiffusionModel]]:
+    weaker: Adapter | None = None,
+) -> Iterator[Callable[[int], Voice]]:
     """While the block runs, what to ask for the pictures of `voice_of` a number.
 
     Ask for one number at a time: the model it gives is another's once the next is called.
-    dialled: what is given is `Dialled`, so that rows may have strengths of their own.
+    dialled: what is given is `Dialled`, so that rows may have strengths of their own; it is its own
+    weaker one too. weaker: an earlier checkpoint of one adapter, to be that.
     """
     dial = Dial() if dialled else None
 
-    def at_a_strength(answering: DiffusionModel) -> DiffusionModel:
-        return Dialled.of(answering, dial) if dial is not None else answering
+    def voice(answering: DiffusionModel, less: DiffusionModel | None = None) -> Voice:
+        if dial is None:
+            return Voice(answering, less)
+        whole = Dialled.of(answering, dial)
+        return Voice(whole, Dialled.of(less, dial) if less is not None else whole)
 
-    if not isinstance(learnt, Ensemble):
+    if not isinstance(learnt, Ensemble) and weaker is None:
         with attached(model, learnt, dial=dial):
-            alone = at_a_strength(model)
+            alone = voice(model)
             yield lambda number: alone
+        return
+    if not isinstance(learnt, Ensemble):
+        assert learnt is not None
+        with attached_in_turn(model, [learnt, weaker], dial=dial) as turn:
+            pair = voice(*(OneOfSeveral.of(model, turn, number) for number in (0, 1)))
+            yield lambda number: pair
         return
     with attached_in_turn(model, learnt.members, dial=dial) as turn:
         if learnt.way != "member":
-            chorus = at_a_strength(Chorus.of(model, learnt, turn, plan))
+            chorus = voice(Chorus.of(model, learnt, turn, plan))
             yield lambda number: chorus
             return
-        one = at_a_strength(model)
+        one = voice(model)
 
-        def member(number: int) -> DiffusionModel:
+        def member(number: int) -> Voice:
             turn(number)
             return one
 
@@ -103,6 +122,39 @@ class Dialled(DiffusionModel):
             self.dial.turn([strength])
             answer[rows] = self.inner.predict(latents[rows], timesteps[rows], words[rows])
         return answer
+
+
+@dataclass(eq=False, kw_only=True)
+class OneOfSeveral(DiffusionModel):
+    """A base that one of the adapters that take turns on it answers for, whoever was asked last."""
+
+    inner: DiffusionModel
+    turn: Callable[[int], None]
+    number: int
+
+    @staticmethod
+    def of(model: DiffusionModel, turn: Callable[[int], None], number: int) -> OneOfSeveral:
+        return OneOfSeveral(inner=model, turn=turn, number=number, **_known(model))
+
+    @property
+    def network(self) -> Any:
+        return self.inner.network
+
+    def sampler(self, kind: str) -> Any:
+        return self.inner.sampler(kind)
+
+    def embed(self, prompts: list[str], *, pixels: int | None = None) -> Conditioning:
+        self.turn(self.number)
+        return self.inner.embed(prompts, pixels=pixels)
+
+    def predict(
+        self,
+        latents: Float[Tensor, "b c y x"],
+        timesteps: Real[Tensor, " b"],
+        words: Conditioning,
+    ) -> Float[Tensor, "b c y x"]:
+        self.turn(self.number)
+        return self.inner.predict(latents, timesteps, words)
 
 
 def _known(model: DiffusionModel) -> dict[str, Any]:

@@ -85,8 +85,9 @@ class Conditioning:
         return replace(self, sizes=sizes)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Conditioning(**{n: p if p is None else change(p) for n, p in parts.items()})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {n: None if p is None else change(p) for n, p in parts.items()}
+        return Conditioning(**changed)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -56,6 +56,7 @@ def voices(
         return
     if not isinstance(learnt, Ensemble):
         assert learnt is not None
+        assert weaker is not None
         with attached_in_turn(model, [learnt, weaker], dial=dial) as turn:
             pair = voice(*(OneOfSeveral.of(model, turn, number) for number in (0, 1)))
             yield lambda number: pair

@@ -85,7 +85,7 @@ class LateAdapter(Entry):
 
     early: float = Field(0.0, ge=0, le=1, description="share of its strength at high noise")
     boundary: float = Field(
-        0.85, gt=0, lt=1, description="share of the noise schedule below which it acts fully"
+        0.7, gt=0, lt=1, description="share of the noise schedule below which it acts fully"
     )
     width: float = Field(0.0, ge=0, le=1, description="over which it fades in; 0: at once")
 

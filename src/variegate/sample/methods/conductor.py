@@ -81,6 +81,10 @@ class Conductor:
         self._seeds = picture_seeds
         self._basin = Basin()
         self._renoise: Tensor | None = None
+        self._read: tuple[float, tuple[Conditioning, Conditioning]] | None = None
+        # Rows of one call of the network: no more than the plain loop would ask it.
+        guided = plan.guidance_scale > 1 or methods.cfg_pp is not None
+        self._rows = (2 if guided else 1) * (scene.at_once or len(picture_seeds))
 
     # --- before the first step ------------------------------------------------------------------
 
@@ -99,13 +103,18 @@ class Conductor:
                 chosen[rows] = noise_choice.antithetic(own)
             elif plan.way == "optimise":
                 chosen[rows] = noise_choice.optimised(
-                    own, self._estimate(rows), rounds=plan.rounds, step=plan.step
-                ).to(own)
+                    own,
+                    self._estimate(rows),
+                    rounds=plan.rounds,
+                    step=plan.step,
+                    parts=self._parts(len(rows)),
+                )
             elif len(rows) > 1:
                 seeds = [self._seeds[row] for row in rows]
                 more = noise_choice.candidates(own, seeds, plan.candidates)
                 n, k = more.shape[:2]
-                clean = self._estimate([row for row in rows for _ in range(k)])(more.flatten(0, 1))
+                each = self._estimate([row for row in rows for _ in range(k)])
+                clean = each(more.flatten(0, 1), slice(None))
                 taken = noise_choice.farthest(noise_choice.looks(clean).view(n, k, -1))
                 chosen[rows] = more[torch.arange(n), taken]
         return chosen
@@ -118,11 +127,11 @@ class Conductor:
         timestep = scheduler.timesteps[0]
         words = self._words(0, self._share(scheduler, 0))[0][list(rows)]
 
-        def estimate(noise: Float[Tensor, "n c y x"]) -> Float[Tensor, "n c y x"]:
+        def estimate(noise: Float[Tensor, "n c y x"], of: slice) -> Float[Tensor, "n c y x"]:
             start = noise.to(self._model.device, torch.float32) * scheduler.init_noise_sigma
             shown = scheduler.scale_model_input(start, timestep)
             moment = Moment.of(self._model.schedule, scheduler, 0, shown)
-            return moment.clean(self._ask(self._model, shown, timestep, words))
+            return moment.clean(self._ask(self._model, shown, timestep, words[of]))
 
         return estimate
 
@@ -186,7 +195,9 @@ class Conductor:
         late, cads, of_adapter = self._on.late_adapter, self._on.cads, 1.0
         if late is not None:
             of_adapter = share_at(share, early=late.early, boundary=late.boundary, width=late.width)
-        asked, empty = self._scene.words(of_adapter)
+        if self._read is None or self._read[0] != of_adapter:
+            self._read = of_adapter, self._scene.words(of_adapter)
+        asked, empty = self._read[1]
         if cads is not None:
             asked = annealed(
                 asked,
@@ -267,13 +278,15 @@ class Conductor:
         timestep: Tensor,
         words: Conditioning,
     ) -> Float[Tensor, "b c y x"]:
-        size = len(shown) if self._scene.at_once is None else 2 * self._scene.at_once
-        parts = [slice(start, start + size) for start in range(0, len(shown), size)]
+        parts = self._parts(len(shown))
         answers = [
             model.predict(shown[rows], timestep.reshape(1).expand(len(shown[rows])), words[rows])
             for rows in parts
         ]
         return torch.cat(answers)
+
+    def _parts(self, rows: int) -> list[slice]:
+        return [slice(start, start + self._rows) for start in range(0, rows, self._rows)]
 
     # --- moving clean estimates -----------------------------------------------------------------
 

@@ -31,8 +31,8 @@ from variegate import seeds
 CELLS = 4  # along one side, over which a clean estimate is averaged
 TEMPERATURE = 0.1
 
-# Clean estimates of noises, each of the row of the prompt that is told.
-Estimate = Callable[[Float[Tensor, "b c y x"]], Float[Tensor, "b c y x"]]
+# Clean estimates of noises: of some of the prompts that it knows, one for each noise.
+Estimate = Callable[[Float[Tensor, "b c y x"], slice], Float[Tensor, "b c y x"]]
 
 
 def looks(x0: Float[Tensor, "b c y x"]) -> Float[Tensor, "b d"]:
@@ -92,19 +92,34 @@ def contrast(now: Float[Tensor, "n d"], start: Float[Tensor, "n d"]) -> Float[Te
 
 
 def optimised(
-    noise: Float[Tensor, "n c y x"], estimate: Estimate, *, rounds: int, step: float
+    noise: Float[Tensor, "n c y x"],
+    estimate: Estimate,
+    *,
+    rounds: int,
+    step: float,
+    parts: Sequence[slice] = (slice(None),),
 ) -> Float[Tensor, "n c y x"]:
-    """Noises moved apart, `step` of their length at a time, each as long as it was."""
+    """Noises moved apart, `step` of their length at a time, each as long as it was.
+
+    parts: rows whose gradients fit into memory together. What all lead to is asked without
+    gradients first, so that each part's gradient is exactly that of the whole.
+    """
     if len(noise) < 2:
         return noise
     length = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    start = looks(estimate(noise)).detach()
+    start = looks(estimate(noise, slice(None))).detach()
     moved = noise
     for _ in range(rounds):
+        now = looks(estimate(moved, slice(None))).detach()
         with torch.enable_grad():
-            asked = moved.detach().requires_grad_(True)
-            loss = contrast(looks(estimate(asked)), start)
-            (gradient,) = torch.autograd.grad(loss, asked)
+            now.requires_grad_(True)
+            (towards,) = torch.autograd.grad(contrast(now, start), now)
+            slopes = []
+            for rows in parts:
+                asked = moved[rows].detach().requires_grad_(True)
+                seen = looks(estimate(asked, rows))
+                slopes += torch.autograd.grad(seen, asked, towards[rows])
+        gradient = torch.cat(slopes).to(noise)
         size = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp(min=1e-12)
         moved = moved - step * length * gradient / size
         moved = moved / moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * length

@@ -40,7 +40,7 @@ BASES: dict[str, Any] = {
 }
 # Each such that it does something in three steps of networks of random weights.
 METHODS: dict[str, dict[str, Any]] = {
-    "late_adapter": {"boundary": 0.5},
+    "late_adapter": {"boundary": 0.5, "width": 0.5},
     "cads": {"strength": 0.5, "full": 0.1, "none": 0.9},
     "interval": {"low": 1.0, "high": 1e9},
     "delayed": {"way": "fixed", "until": 0.5},
@@ -213,7 +213,7 @@ def test_a_group_larger_than_a_batch_is_still_one_group(
 def test_an_ensemble_is_late_too(way: Any, sd: DiffusionModel, tmp_path: Path) -> None:
     """At no strength at any noise level it is the base."""
     cast = Ensemble((learnt(sd, 0), learnt(sd, 1)), (1.0, 1.0), way)
-    late = {"late_adapter": {"boundary": 1e-9}}
+    late = {"late_adapter": {"boundary": 1e-9, "width": 0}}
     plan = SamplingPlan(steps=3, guidance_scale=3.0, methods=late)
     requests = grid(["an owl"], range(3))
     ours = pixels(sample(sd, cast, requests, plan=plan, out=tmp_path / "late"))
@@ -421,7 +421,9 @@ def test_late_adapter_is_the_base_first_and_then_the_adapter(
 ) -> None:
     """Both halves by hand, each with its own reading of the prompt."""
     adapter = learnt(sd)
-    plan = SamplingPlan(steps=2, guidance_scale=1.0, methods={"late_adapter": {"boundary": 0.3}})
+    plan = SamplingPlan(
+        steps=2, guidance_scale=1.0, methods={"late_adapter": {"boundary": 0.3, "width": 0}}
+    )
     (picture,) = sample(sd, adapter, [Request("an owl", 0)], plan=plan, out=tmp_path)
     scheduler = sd.sampler("ddim")
     scheduler.set_timesteps(2)

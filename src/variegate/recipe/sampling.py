@@ -85,9 +85,9 @@ class LateAdapter(Entry):
 
     early: float = Field(0.0, ge=0, le=1, description="share of its strength at high noise")
     boundary: float = Field(
-        0.7, gt=0, lt=1, description="share of the noise schedule below which it acts fully"
+        0.7, gt=0, lt=1, description="share of the noise schedule at which half of it acts"
     )
-    width: float = Field(0.0, ge=0, le=1, description="over which it fades in; 0: at once")
+    width: float = Field(0.4, ge=0, le=1, description="over which it fades in; 0: at once")
 
 
 class Cads(Entry):
@@ -134,7 +134,7 @@ class Shield(Entry):
 
     images: str = Field("", description="folder of the pictures to keep away from")
     radius: float = Field(
-        0.4, gt=0, description="too near: root mean square difference of latents, whose own is 1"
+        0.6, gt=0, description="too near: root mean square difference of latents, whose own is 1"
     )
     over: float = Field(1.6, gt=0, description="how far beyond the radius it pushes: lambda")
 

@@ -86,8 +86,8 @@ class _Slot:
 class _Call:
     """What all pictures of one call have in common.
 
-    methods: those in force; None: the plain loop. away, weaker: what the shield keeps away from and
-    whom autoguidance compares with, where they do.
+    methods: those in force; None: the plain loop. shielded, weaker: what the shield keeps away from
+    and whom autoguidance compares with, where they do.
     """
 
     model: DiffusionModel

@@ -157,7 +157,7 @@ class Conductor:
                 self._weaker(shown, timestep, asked, empty),
                 weight=self._on.autoguidance.weight,
             )
-        if self._on.rescale is not None:
+        if self._on.rescale is not None and guided is not towards:
             guided = rescaled(guided, towards, share=self._on.rescale.share)
         guided = self._moved(moment, guided)
         self._renoise = None

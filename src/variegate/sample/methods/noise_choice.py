@@ -114,7 +114,7 @@ def optimised(
         with torch.enable_grad():
             now.requires_grad_(True)
             (towards,) = torch.autograd.grad(contrast(now, start), now)
-            slopes = []
+            slopes: list[Tensor] = []
             for rows in parts:
                 asked = moved[rows].detach().requires_grad_(True)
                 seen = looks(estimate(asked, rows))

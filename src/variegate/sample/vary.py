@@ -22,8 +22,10 @@ def varied(prompt: str, seed: int, additions: Sequence[str]) -> str:
 
     Raises: RequestError for an addition without a list of two words or more.
 
-    >>> [varied("an owl", seed, ["{in snow|at sea}"]) for seed in range(2)]
-    ['an owl, at sea', 'an owl, in snow']
+    >>> print(varied("an owl", 0, ["{in snow|at sea}"]))
+    an owl, at sea
+    >>> print(varied("an owl", 1, ["{in snow|at sea}"]))
+    an owl, in snow
     """
     parts = [prompt]
     for addition in additions:

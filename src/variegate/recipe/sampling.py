@@ -50,7 +50,7 @@ class Delayed(Entry):
     way: Literal["basin", "fixed"] = Field(
         "basin",
         description="basin: from the first least distance between asked and empty on, each picture "
-        "by its own; fixed: from `until` on",
+        "by its own; fixed: from until on",
     )
     until: float = Field(
         0.5, ge=0, lt=1, description="share of the noise schedule where guidance begins at last"
@@ -67,8 +67,8 @@ class Autoguidance(Entry):
     weaker: Literal["base", "scaled", "file"] = Field(
         "scaled", description="who is weaker: no adapter, less of it, or an earlier checkpoint"
     )
-    strength: float = Field(0.5, ge=0, lt=1, description="of `scaled`, as a share of the adapter's")
-    file: str = Field("", description="of `file`: the earlier checkpoint")
+    strength: float = Field(0.5, ge=0, lt=1, description="of scaled, as a share of the adapter's")
+    file: str = Field("", description="of file: the earlier checkpoint")
     asked: Literal["same", "empty"] = Field(
         "same", description="what the weaker one is asked: the same prompt, or the empty one"
     )
@@ -148,9 +148,9 @@ class NoiseChoice(Entry):
         "others; optimise: moved apart by their gradient (arXiv 2510.03813); balanced: adding up "
         "to nothing (arXiv 2605.11311); antithetic: every other one the negative of the one before",
     )
-    candidates: int = Field(4, ge=2, le=64, description="of `select`: noises of each seed")
-    rounds: int = Field(3, ge=1, le=50, description="of `optimise`: steps of the gradient")
-    step: float = Field(0.05, gt=0, le=1, description="of `optimise`: how far, as a share of noise")
+    candidates: int = Field(4, ge=2, le=64, description="of select: noises of each seed")
+    rounds: int = Field(3, ge=1, le=50, description="of optimise: steps of the gradient")
+    step: float = Field(0.05, gt=0, le=1, description="of optimise: how far, as a share of noise")
 
 
 class SamplingMethods(Entry):

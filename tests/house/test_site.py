@@ -103,15 +103,20 @@ def test_search_needs_no_server(site: Path) -> None:
     assert "assets/iframe-worker.js" in home
 
 
+def short_of(one: dict[str, str]) -> str:
+    """What the page of a strategy, a kind or a method is called."""
+    return one["name"].removeprefix("adapter.kind=").removeprefix("sampling.methods.")
+
+
 def test_every_strategy_has_a_page_and_every_page_a_strategy() -> None:
     folder = ROOT / "docs" / "strategies"
-    names = {one["name"].removeprefix("adapter.kind=") for one in strategies()}
+    names = {short_of(one) for one in strategies()}
     assert {page.stem for page in folder.glob("*.md")} - {"README"} == names
 
 
 @pytest.mark.parametrize("one", strategies(), ids=lambda one: one["name"])
 def test_a_strategys_page_has_all_its_parts(one: dict[str, str]) -> None:
-    short = one["name"].removeprefix("adapter.kind=")
+    short = short_of(one)
     text = (ROOT / "docs" / "strategies" / f"{short}.md").read_text(encoding="utf8")
     assert text.startswith(f"# `{short}`")
     for part in ("```text\n", "\n*Source: ", "\n**When it hurts.** "):
@@ -121,7 +126,7 @@ def test_a_strategys_page_has_all_its_parts(one: dict[str, str]) -> None:
 
 def test_the_pages_show_cost_and_effect_as_the_menu_has_them(site: Path) -> None:
     for one in strategies():
-        short = one["name"].removeprefix("adapter.kind=")
+        short = short_of(one)
         shown = _words((site / "strategies" / f"{short}.html").read_text(encoding="utf8"))
         assert _plain(one["cost"]) in shown, short
         assert _plain(f"measured effect {one['effect']}") in shown, short

@@ -47,7 +47,7 @@ CONTENDERS = ("diffusers", "plain", "kohya", "OneTrainer")
 SEEDS = 3
 TRIES = 8  # of each search: what a few minutes of one core carry
 COLLAPSED = 0.8  # of the base's variety, by the judge: what has more is no collapsed adapter
-PRICE = 0.05  # the verb's default
+PRICE = 0.1  # the verb's default
 # Of whom each edit alone is told.
 ALONE = (("one-sided", "diffusers", 2), ("eight pictures", "OneTrainer", 0))
 WAYS = (("plain", False), ("timed", True))

@@ -153,7 +153,7 @@ def repair(
     encoder: Encoders = None,
     price: Annotated[
         float, typer.Option(help="The share of its likeness that may be lost.")
-    ] = 0.05,
+    ] = 0.1,
     tries: Annotated[int, typer.Option(min=1, help="How many repairs are drawn.")] = 24,
     timed: Annotated[
         bool,

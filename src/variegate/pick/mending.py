@@ -48,7 +48,7 @@ from variegate.pick.search import Knob, Score, Try, best_of, search
 from variegate.progress import Say, silent
 from variegate.report import write_comparison
 
-PRICE = 0.05  # of the likeness, that may be lost for variety
+PRICE = 0.1  # of the likeness that is measured, that may be lost for variety
 TRIES = 24
 SEARCHED = {"class": 8, "trigger": 6}  # prompts that every try is drawn at
 FRESH = {"class": 16, "trigger": 12}  # prompts that the choice is drawn at once more

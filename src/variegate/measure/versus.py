@@ -95,7 +95,7 @@ def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
     for (name, group, ours), (_, _, theirs) in zip(
         _headlines(left), _headlines(right), strict=True
     ):
-        pair = _shared_ratios(name, group, left, right, ours, theirs)
+        pair = _shared_ratios(name, group, left, right, ours, theirs, least=1)
         if not isinstance(pair, Missing):
             found += (float(x) for x in pair[1] - pair[0])
     return tuple(found)
@@ -237,13 +237,20 @@ def _gap(
 
 
 def _shared_ratios(
-    name: str, group: str, left: Evidence, right: Evidence, ours: View, theirs: View
+    name: str,
+    group: str,
+    left: Evidence,
+    right: Evidence,
+    ours: View,
+    theirs: View,
+    *,
+    least: int = 2,
 ) -> tuple[np.ndarray, np.ndarray] | Missing:
     """The log ratios to the base of both, at the prompts of a group that both were asked."""
     lines = {line.prompt: line for line in right.of_group(group)}
     shared = [(a, lines[a.prompt]) for a in left.of_group(group) if a.prompt in lines]
     shared = [(a, b) for a, b in shared if _enough(a) and _enough(b)]
-    if len(shared) < 2:
+    if len(shared) < least:
         return Missing(name, f"fewer than two {group} prompts were drawn by both adapters")
     one = _log_ratios(ours, [a for a, _ in shared])
     other = _log_ratios(theirs, [b for _, b in shared])

@@ -32,7 +32,7 @@ from variegate.measure import (
     nearest_pictures,
     prompt_plan,
 )
-from variegate.measure import read as read_off
+from variegate.measure.readings import likeness
 from variegate.measure.versus import (
     gain,
     kept,
@@ -99,11 +99,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Picked:
-    """The point that is recommended, why, and all that stood beside it. gain, closeness: of the
+    """The point that is recommended, why, and all that stood beside it. searched: what the search
+    chose, which fresh pictures may have refused. gain, closeness: of the
     fresh pictures, its variety and likeness less those of the plain reference; Missing where it is
     the reference itself."""
 
     point: Point
+    searched: Point
     reference: Point
     reason: str
     cannot_tell: str
@@ -131,6 +133,7 @@ class Picked:
             "guidance_scale": self.point.guidance_scale,
             "stopped_because": self.stopped_because,
             "point": self.point.name,
+            "searched": self.searched.name,
             "reference": self.reference.name,
             "reason": self.reason,
             "cannot_tell": self.cannot_tell,
@@ -282,17 +285,21 @@ class Bench:
         found: Sequence[Checkpoint],
         run: Run | None,
         *,
-        base: str | None,
-        trigger: str | None,
-        class_noun: str | None,
-        style: bool,
-        train_images: Path | None,
-        encoders: Sequence[str],
         prompts: int,
-        seed: int,
-        say: Say,
         told: list[str],
+        base: str | None = None,
+        trigger: str | None = None,
+        class_noun: str | None = None,
+        style: bool = False,
+        train_images: Path | None = None,
+        encoders: Sequence[str] = (),
+        seed: int = 0,
+        say: Say = silent,
     ) -> Bench:
+        """What is known of the checkpoints, and their base. told: takes what weakens the claims.
+
+        Raises: RequestError where nobody says what the trigger is.
+        """
         notes = found[-1].adapter.metadata
         recipe = run.recipe if run else None
         base = base or (recipe.base if recipe else None) or "pocket"
@@ -371,7 +378,7 @@ class Bench:
         return kept(self.evidence[point])
 
     def likeness(self, point: Point) -> Measurement | Missing:
-        return next(m for m in read_off(self.evidence[point]) if m.name == "likeness")
+        return likeness(self.evidence[point])
 
     def draw_whole(self, point: Point) -> tuple[ImageSet, ImageSet]:
         """All of a point's pictures that the full grid would take, and the base's."""
@@ -383,8 +390,9 @@ class Bench:
         return cache_dir() / "picked" / short_hash(*of, str(self.model.id))
 
     def fresh(self, choice: Point, went: Race, margin: float) -> Fresh:
-        """The choice and the reference at fresh prompts and seeds, with all denoising steps; where
-        the choice's likeness then surely lies below the floor, the reference takes its place."""
+        """The choice and the reference at fresh prompts and seeds, with all denoising steps. Where
+        the choice's likeness then surely lies below the floor, or it is no more varied, the
+        reference takes its place."""
         assert went.reference is not None
         reference = went.reference
         plan = _first(self.checked, self.fresh_prompts)
@@ -396,10 +404,16 @@ class Bench:
         fell = ""
         if choice != reference:
             gap = Differences((), paired_likeness(drawn[reference], drawn[choice]))
+            grown = gain(drawn[reference], drawn[choice])
             if too_unlike(gap, margin):
                 fell = (
                     f"{choice.words} looked better in the search, but on fresh pictures its "
                     f"likeness is surely more than {100 * margin:.0f} points lower"
+                )
+            elif isinstance(grown, Measurement) and grown.value <= 0:
+                fell = (
+                    f"{choice.words} looked more varied in the search, but on fresh pictures it is "
+                    f"not ({100 * grown.value:+.0f} points)"
                 )
         return Fresh(reference if fell else choice, choice, reference, drawn, pictures, fell)
 
@@ -571,6 +585,7 @@ def _settled(
     files = _export(checkpoint, point, verdict, bench, out, warned)
     found = Picked(
         point=point,
+        searched=seen.searched,
         reference=reference,
         reason=reason,
         cannot_tell=cannot,
@@ -651,17 +666,14 @@ def _reason(
     beside = f"where {reference.words}, the best plain one, "
     if isinstance(grown, Measurement):
         assert grown.low is not None
-        beside += (
-            f"has {_points(grown)} less"
-            if grown.low > 0
-            else f"has {_points(grown)} less, which {grown.n} prompts cannot tell from nothing"
-        )
+        beside += f"has {_points(grown)} {'less' if grown.value >= 0 else 'more'}"
+        beside += "" if grown.low > 0 else f", which {grown.n} prompts cannot tell from nothing"
     else:
         beside += "cannot be compared"
     like = "its likeness is not known"
     if isinstance(closer, Measurement):
         word = "higher" if closer.value >= 0 else "lower"
-        like = f"its likeness is {_points(closer, size=True)} {word}"
+        like = f"its likeness is {_points(closer)} {word}"
     told = f"We would use {point.words}: {keeps}, {beside}, and {like}."
     if point != went.choice and point.name in liked:
         told = told[:-1] + (
@@ -671,15 +683,12 @@ def _reason(
     return told
 
 
-def _points(m: Measurement, *, size: bool = False) -> str:
-    """A difference in points of a hundred, with its interval."""
-    value = abs(m.value) if size else m.value
-    text = f"{100 * value:.0f} points"
+def _points(m: Measurement) -> str:
+    """The size of a difference in points of a hundred, with its interval on that side."""
+    text = f"{abs(100 * m.value):.0f} points"
     if m.low is None or m.high is None:
         return text
-    low, high = m.low, m.high
-    if size and m.value < 0:
-        low, high = -m.high, -m.low
+    low, high = (m.low, m.high) if m.value >= 0 else (-m.high, -m.low)
     return f"{text} ({100 * low:.0f} to {100 * high:.0f})"
 
 

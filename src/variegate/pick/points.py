@@ -88,7 +88,7 @@ def grid(
     if not strengths or not guidance:
         raise RequestError("name one strength and one guidance scale at least")
     return tuple(
-        Point(c.name, c.step, strength, scale)
+        Point(c.name, c.step, float(strength), float(scale))
         for c, strength, scale in product(
             checkpoints, dict.fromkeys(strengths), dict.fromkeys(guidance)
         )

@@ -23,7 +23,7 @@ from variegate.measure.uncertainty import sign_flip_p, student_interval
 from variegate.pick.points import Point
 
 ALPHA = 0.01  # of each test that may rule a point out
-FEWEST = 2  # prompts of each group that all points are drawn at: one alone shows no spread
+FEWEST = 1  # prompts of each group that all points are drawn at
 SHORT = 5.0  # what a point of likeness below the floor costs, in points of variety
 
 
@@ -199,8 +199,8 @@ def _judge(
         if too_unlike(gap, margin):
             behind = -float(np.mean(gap.alike))
             found.ruled_out[point] = Ruled(
-                f"likeness is surely more than {100 * margin:.0f} points below that of "
-                f"{reference.words} ({100 * behind:.0f} points)",
+                f"surely more than {100 * margin:.0f} points less like than {reference.words} "
+                f"({100 * behind:.0f} points)",
                 found.sights[point].prompts,
             )
     # Only what surely keeps the likeness may rule out others for having less variety.

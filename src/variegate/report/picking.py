@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from variegate.measurement import Measurement, Verdict, measurement_from_json
 from variegate.report.charts import Dot, scatter
 from variegate.report.page import chips, environment, tables, write_page
-from variegate.report.pictures import Album, Thumbnail
+from variegate.report.pictures import Album, Thumbnail, spread
 from variegate.report.text import percent, plain
 
-MOST_ROWS = 16  # points whose pictures are shown
+MOST_ROWS = 10  # points whose pictures are shown
+BESIDE = 2  # prompts in a table
 MOST_LISTED = 200
 
 
@@ -29,7 +29,7 @@ def write_picked(found: Mapping[str, Any], *, grid: Mapping[str, Any], out: Path
     by_name = {p["name"]: p for p in points}
     rows = [row for row in grid["rows"] if row["point"] in by_name]
     rows = sorted(rows, key=lambda row: _likeness(by_name[row["point"]]))
-    rows = _with_both(rows, found)
+    rows = _some(rows, found)
     columns = list(grid["columns"])
     pictures = (len(rows) + 1) * len(columns) + sum(2 * len(row["nearest"]) for row in rows)
     album = Album(pictures)
@@ -45,7 +45,9 @@ def write_picked(found: Mapping[str, Any], *, grid: Mapping[str, Any], out: Path
         "chart": _chart(points, found),
         "front": [_line(p, found) for p in points if p["on_front"]],
         "others": [_line(p, found) for p in points if not p["on_front"]],
-        "blocks": _blocks(columns, grid["base"], rows, by_name, album),
+        "blocks": _blocks(
+            columns, grid["base"], rows, by_name, found["point"], album
+        ),
         "near": [_near(row, by_name, album) for row in rows if row["nearest"]],
         "verdict": verdict,
         "chips": chips(verdict),
@@ -54,17 +56,12 @@ def write_picked(found: Mapping[str, Any], *, grid: Mapping[str, Any], out: Path
     return write_page(environment().get_template("pick.html.j2").render(context), Path(out))
 
 
-def _with_both(rows: Sequence[Any], found: Mapping[str, Any]) -> list[Any]:
-    """At most so many rows, the chosen point's and the reference's among them."""
-    needed = (found["point"], found["reference"])
-    spare = MOST_ROWS - len(set(needed))
-    kept = list[Any]()
-    for row in rows:
-        own = row["point"] in needed
-        if own or spare > 0:
-            kept.append(row)
-            spare -= not own
-    return kept
+def _some(rows: Sequence[Any], found: Mapping[str, Any]) -> list[Any]:
+    """At most so many rows, evenly, the chosen point's and the reference's among them."""
+    needed = [row for row in rows if row["point"] in (found["point"], found["reference"])]
+    others = [row for row in rows if row not in needed]
+    taken = [*needed, *spread(others, max(0, MOST_ROWS - len(needed)) or 1)]
+    return [row for row in rows if row in taken]
 
 
 def _value(data: Mapping[str, Any]) -> Measurement | None:
@@ -147,28 +144,43 @@ def _blocks(
     base: Sequence[Path | None],
     rows: Sequence[Mapping[str, Any]],
     by_name: Mapping[str, Mapping[str, Any]],
+    chosen: str,
     album: Album,
 ) -> list[dict[str, Any]]:
-    """A table for each prompt: the base on top, then a row for each point, a column for each seed."""
-    blocks = []
-    numbered = list(enumerate(columns))
-    for prompt, cells in groupby(numbered, key=lambda each: each[1]["prompt"]):
-        places = [i for i, _ in cells]
-        seeds = [columns[i]["seed"] for i in places]
+    """Tables of a few prompts each: the base on top, then a row for each point, a column for each
+    prompt and seed."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for i, column in enumerate(columns):
+        asked = str(column.get("asked", column["prompt"]))
+        places.setdefault((str(column["prompt"]), asked), []).append(i)
+    blocks, heads = [], list(places.items())
+    for start in range(0, len(heads), BESIDE):
+        some = heads[start : start + BESIDE]
+        own = [i for _, at in some for i in at]
 
-        def thumbs(files: Sequence[Path | None], name: str, at: Sequence[int] = places) -> list[Any]:
+        def thumbs(files: Sequence[Path | None], name: str, at: Sequence[int] = own) -> list[Any]:
             return [_thumb(files[i], name, columns[i], album) for i in at]
 
-        lines = [{"name": "Base", "thumbs": thumbs(base, "Base")}]
-        lines += [
+        lines = [{"name": "Base", "chosen": False, "thumbs": thumbs(base, "Base")}]
+        for row in rows:
+            name = short(by_name[row["point"]])
+            lines.append(
+                {
+                    "name": name,
+                    "chosen": row["point"] == chosen,
+                    "thumbs": thumbs(row["files"], name),
+                }
+            )
+        blocks.append(
             {
-                "name": short(by_name[row["point"]]),
-                "thumbs": thumbs(row["files"], short(by_name[row["point"]])),
+                "heads": [
+                    {"prompt": prompt, "asked": asked, "seeds": len(at)}
+                    for (prompt, asked), at in some
+                ],
+                "seeds": [columns[i]["seed"] for i in own],
+                "lines": lines,
             }
-            for row in rows
-        ]
-        asked = columns[places[0]].get("asked", prompt)
-        blocks.append({"prompt": prompt, "asked": asked, "seeds": seeds, "lines": lines})
+        )
     return blocks
 
 

@@ -48,18 +48,18 @@ STAGES = {
 }
 MARKER = re.compile(r"<!-- (facts|effect|menu|recipe)(?:: ([\w.=-]+))? -->")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
-KIND = "adapter.kind="
+KIND, METHOD = "adapter.kind=", "sampling.methods."
 Tables = Mapping[str, Any]
 
 
 def page_of(name: str) -> str:
     """The file of a strategy's page, under docs/strategies."""
-    return f"{name.removeprefix(KIND)}.md"
+    return f"{title_of(name)}.md"
 
 
 def title_of(name: str) -> str:
     """What the navigation calls it."""
-    return name.removeprefix(KIND)
+    return name.removeprefix(KIND).removeprefix(METHOD)
 
 
 # --- what MkDocs calls --------------------------------------------------------------------------
@@ -154,7 +154,12 @@ def _effect(one: Tables) -> str:
 
 def _facts(one: Tables) -> str:
     name = str(one["name"])
-    on = name if name.startswith(KIND) else f"strategies.{name}=on"
+    if name.startswith(KIND):
+        on, where = name, "adapter"
+    elif name.startswith(METHOD):
+        on, where = f"{name}=on", name
+    else:
+        on, where = f"strategies.{name}=on", f"strategies.{name}"
     lines = [
         f"| switched on by | `--set {on}` |",
         "|---|---|",
@@ -162,7 +167,6 @@ def _facts(one: Tables) -> str:
         f"| cost | {_cell(one['cost'])} |",
         f"| measured effect | {_effect(one)} |",
     ]
-    where = "adapter" if name.startswith(KIND) else f"strategies.{name}"
     if one["settings"]:
         lines += ["", "| setting | default | limits | meaning |", "|---|---|---|---|"]
         lines += [_setting_line(where, setting) for setting in one["settings"]]

@@ -1,8 +1,10 @@
 """The strategies as a menu: what each does, where it acts, its cost, its measured effect.
 
-The kinds of adapter are on it too, since what can be learnt decides what can be lost. Names,
-settings and summaries are read from the recipe, so that menu and recipe cannot part; only stage and
-cost are written here. Effects are those of the published benchmark, `effects.json`.
+The kinds of adapter are on it too, since what can be learnt decides what can be lost, and the
+methods of sampling, which draw more out of what was learnt. Names, settings and summaries are read
+from the recipe, so that menu and recipe cannot part; only stage and cost are written here. Effects
+are those of the published benchmark, `effects.json`, and of the table of methods,
+`sampling_effects.json`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from importlib import resources
 from typing import Any, Literal, cast, get_args
 
 from variegate.plugins import Entry, plugins
-from variegate.recipe import ADAPTER_KINDS, Strategies
+from variegate.recipe import ADAPTER_KINDS, SamplingMethods, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
@@ -106,11 +108,39 @@ KINDS: dict[str, Facts] = {
 }
 
 
+METHODS: dict[str, Facts] = {
+    "late_adapter": Facts("sampling", "none; an adapter that is dialled, as at any strength but 1"),
+    "cads": Facts("sampling", "noise as large as what is read of the prompt, per step"),
+    "interval": Facts("sampling", "less: outside of the interval the network is asked once"),
+    "delayed": Facts("sampling", "none"),
+    "rescale": Facts("sampling", "none"),
+    "cfg_pp": Facts("sampling", "none; samplers ddim and euler, and flows"),
+    "autoguidance": Facts(
+        "sampling", "the network is asked once more per step: half as long again"
+    ),
+    "particle": Facts("sampling", "distances of the latents of one prompt, per step"),
+    "spell": Facts("sampling", "distances of the latents of one prompt, per step"),
+    "shield": Facts(
+        "sampling", "the pictures encoded once; distances of latents to all of them, per step"
+    ),
+    "noise_choice": Facts(
+        "sampling",
+        "select: each seed's candidates asked once, 4 of 50 calls at 25 guided steps; optimise: "
+        "about four calls a round; balanced and antithetic: none",
+    ),
+}
+METHOD = "sampling.methods."
+
+
 def strategies() -> list[dict[str, Any]]:
-    """Every strategy a recipe can name, in the recipe's order, then every kind of adapter, ready
-    for JSON."""
+    """Every strategy a recipe can name, in the recipe's order, then every kind of adapter, then
+    every method of sampling, ready for JSON."""
     menu = [(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
     menu += [(f"adapter.kind={kind}", entry, KINDS[kind]) for kind, entry in ADAPTER_KINDS.items()]
+    menu += [
+        (f"{METHOD}{name}", _entry(name, SamplingMethods), METHODS[name])
+        for name in SamplingMethods.model_fields
+    ]
     return [
         _describe(name, entry, facts, _measured().get(name, facts.effect))
         for name, entry, facts in menu
@@ -127,9 +157,11 @@ def effect_of(name: str) -> str:
 
 @cache
 def _measured() -> dict[str, str]:
-    """What the published benchmark says, by name (`tools/publish_bench.py`)."""
-    text = (resources.files(__package__) / "effects.json").read_text(encoding="utf8")
-    found: dict[str, str] = json.loads(text)
+    """What the published benchmark (`tools/publish_bench.py`) and the table of methods
+    (`tools/variety_table.py`) say, by name."""
+    found: dict[str, str] = {}
+    for file in ("effects.json", "sampling_effects.json"):
+        found |= json.loads((resources.files(__package__) / file).read_text(encoding="utf8"))
     return found
 
 
@@ -144,8 +176,8 @@ def _describe(name: str, entry: type[Entry], facts: Facts, effect: str) -> dict[
     }
 
 
-def _entry(name: str) -> type[Entry]:
-    kinds = get_args(Strategies.model_fields[name].annotation)
+def _entry(name: str, menu: type[Entry] = Strategies) -> type[Entry]:
+    kinds = get_args(menu.model_fields[name].annotation)
     return next(k for k in kinds if isinstance(k, type) and issubclass(k, Entry))
 
 

@@ -114,7 +114,7 @@ def draw_both(
     plan, kept in the cache, and laid beside the adapter's."""
     theirs = [Request(p.base_prompt, seed, p.group) for p in plan for seed in p.seeds]
     ours = [Request(p.adapter_prompt, seed, p.group) for p in plan for seed in p.seeds]
-    key = short_hash(model.name, sampling.model_dump_json(), repr(theirs))
+    key = short_hash(model.name, sampling.model_dump_json(exclude_none=True), repr(theirs))
     kept = cache_dir() / "base" / key
 
     def base_said(phase: str, done: int, total: int, note: str) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from variegate import catalogue, recipes
 from variegate.errors import RecipeError
-from variegate.recipe import ADAPTER_KINDS, Recipe, Strategies
+from variegate.recipe import (
+    ADAPTER_KINDS,
+    VARIETIES,
+    Cads,
+    Recipe,
+    SamplingMethods,
+    Strategies,
+    combination,
+)
 
 
 def test_every_strategy_of_the_recipe_has_its_facts_and_no_other() -> None:
@@ -79,6 +88,52 @@ def test_every_strategy_stands_in_the_kitchen() -> None:
     files = {f.name for f in folder.iterdir()}
     missing = [name for name in Strategies.model_fields if f"{name}.py" not in files]
     assert missing == []
+
+
+def test_every_method_of_sampling_has_its_facts_a_file_and_a_page() -> None:
+    names = list(SamplingMethods.model_fields)
+    assert list(catalogue.METHODS) == names
+    menu = {entry["name"]: entry for entry in catalogue.strategies()}
+    root = Path(__file__).parents[2]
+    for name in names:
+        entry = menu[f"sampling.methods.{name}"]
+        assert entry["stage"] == "sampling"
+        assert all(setting["description"] for setting in entry["settings"])
+        file = root / "src" / "variegate" / "sample" / "methods" / f"{name}.py"
+        assert file.read_text(encoding="utf8").startswith(f'"""`{name}`: ')
+        page = root / "docs" / "strategies" / f"{name}.md"
+        assert f"<!-- facts: sampling.methods.{name} -->" in page.read_text(encoding="utf8")
+
+
+def test_a_method_is_switched_on_off_and_set_by_its_path() -> None:
+    plain = recipes.read("pocket")
+    assert plain.sampling.in_force is None
+    on = recipes.read("pocket", settings=("sampling.methods.cads=on",))
+    assert on.sampling.in_force == SamplingMethods(cads=Cads())
+    off = recipes.read("pocket", settings=("sampling.methods.cads=on", "sampling.methods.cads=off"))
+    assert off.id == plain.id
+    assert Recipe.build(tomllib.loads(on.to_toml())).id == on.id != plain.id
+    with pytest.raises(RecipeError, match="full must lie below none"):
+        recipes.read("pocket", settings=("sampling.methods.cads.full=0.95",))
+
+
+def test_degrees_of_variety_name_methods_and_others_lie_over_them() -> None:
+    costs = []
+    for variety in VARIETIES:
+        found = combination(variety)
+        assert (found is None) == (variety == "off")
+        costs.append(len(found.on) if found else 0)
+    assert costs == sorted(costs)
+    recipe = recipes.read(
+        "pocket", settings=("sampling.variety=high", "sampling.methods.cads.strength=0.25")
+    )
+    methods = recipe.sampling.in_force
+    high = combination("high")
+    assert methods is not None
+    assert high is not None
+    assert methods.cads == Cads(strength=0.25)
+    assert methods.late_adapter == high.late_adapter
+    assert recipes.read("pocket", settings=("sampling.variety=off",)).sampling.in_force is None
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -9,16 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from PIL import Image
-from tests.tiny import write_tiny_sd
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from PIL import ExifTags, Image
+from tests.tiny import write_tiny_sd, write_tiny_sdxl
+from typer.testing import CliRunner
 
+from variegate import formats, seeds
 from variegate.adapter import Adapter, LayerUpdate
+from variegate.cli import app
 from variegate.errors import EmptyImageSet, Interrupted, NoSpace, NotFinite, RequestError
+from variegate.formats import inspect
 from variegate.images import ImageSet
+from variegate.images.captions import read_parameters
 from variegate.models import DiffusionModel, load
+from variegate.models.samplers import diffusers_warnings_off
 from variegate.recipe import SamplingPlan
 from variegate.sample import (
+    Named,
     Request,
     contact_sheet,
     denoise,
@@ -27,6 +41,7 @@ from variegate.sample import (
     sample,
     sample_json,
     seconds_to_draw,
+    varied,
 )
 
 PLAN = SamplingPlan(steps=2, guidance_scale=3.0)
@@ -105,6 +120,51 @@ def test_the_loop_agrees_with_the_pipeline_of_diffusers(
         torch.testing.assert_close(latents, theirs, atol=1e-5, rtol=1e-5)
         theirs = pipeline(prompts, latents=noise, output_type="pt", **asks).images
         torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, atol=1e-5, rtol=0)
+
+
+THEIRS: dict[str, Any] = {
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_a": (EulerAncestralDiscreteScheduler, {}),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+}
+
+
+@pytest.mark.parametrize("base", ["sd epsilon", "sd v to pure noise", "sdxl"])
+@pytest.mark.parametrize("sampler", THEIRS)
+def test_every_sampler_agrees_with_the_pipeline_of_diffusers(
+    sampler: Any, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To 1e-4, that of `euler_a` with the same noise between steps. Flows: tests/models."""
+    if base == "sdxl":
+        folder, kind = write_tiny_sdxl(tmp_path), StableDiffusionXLPipeline
+    else:
+        more = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        prediction = "v_prediction" if "v" in base else "epsilon"
+        folder = write_tiny_sd(tmp_path, prediction, **(more if "v" in base else {}))  # type: ignore[arg-type]
+        kind = StableDiffusionPipeline
+    model, pipeline = load(str(folder)), kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    scheduler, settings = THEIRS[sampler]
+    with diffusers_warnings_off():
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **settings)
+    noise = torch.cat([initial_noise(model, seed) for seed in (3, 4)])
+    prompts, plan = ["an owl", "a red owl"], SamplingPlan(steps=4, sampler=sampler)
+    steps = iter(range(4))
+
+    def between(shape: Any, **_: Any) -> torch.Tensor:
+        index = next(steps)
+        own = [seeds.at(seed, "ancestral", index) for seed in (3, 4)]
+        return torch.cat([torch.randn(1, *shape[1:], generator=g) for g in own])
+
+    with torch.no_grad(), diffusers_warnings_off():
+        asked, empty = model.embed(prompts), model.embed(["", ""])
+        ours = denoise(model, noise, asked, empty, plan=plan, picture_seeds=[3, 4])
+        place = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+        monkeypatch.setattr(place, between)
+        asks: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 7.5, "latents": noise}
+        theirs = pipeline(prompts, output_type="latent", **asks).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
@@ -385,6 +445,81 @@ def test_the_parameters_are_those_of_a1111(model: DiffusionModel, tmp_path: Path
     )
     assert text.startswith(start)
     assert "/" not in text.partition("Model:")[2]
+
+
+def test_an_adapters_file_is_called_as_a1111_calls_it(
+    model: DiffusionModel, adapter: Adapter, tmp_path: Path
+) -> None:
+    file = formats.write(adapter, tmp_path / "my, owls.safetensors")
+    named = Named.of(file, formats.read(file).metadata)
+    assert named.digits == formats.read(file).metadata["sshs_model_hash"][:12]
+    assert Named.of(file, {}).digits == inspect(file)["hashes"]["autov3"]
+    asks: dict[str, Any] = {"plan": PLAN, "out": tmp_path / "out", "named": named}
+    (picture,) = sample(model, adapter, [Request("an owl", 7, strength=0.8)], **asks)
+    assert picture.file is not None
+    with Image.open(picture.file) as image:
+        prompt, settings = image.text["parameters"].split("\n")
+    assert prompt == "an owl <lora:my__owls:0.8>"
+    assert f'Lora hashes: "my__owls: {named.digits}", Adapter strength: 0.8, Version' in settings
+
+
+def test_webp_holds_the_same_numbers_and_what_drew_them(
+    model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (png,) = sample(model, None, [Request("an owl", 7)], plan=PLAN, out=tmp_path)
+    asks: dict[str, Any] = {"plan": PLAN, "out": tmp_path, "format": "webp"}
+    (webp,) = sample(model, None, [Request("an owl", 7)], **asks)
+    assert webp.file is not None
+    assert webp.file.suffix == ".webp"
+    assert np.array_equal(png.open(), webp.open())
+    with Image.open(webp.file) as image, Image.open(png.file) as other:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+        text = other.text["parameters"]
+    assert comment[:8] == b"UNICODE\x00"
+    assert comment[8:].decode("utf-16-be") == text
+    webp.file.rename(tmp_path / "elsewhere.webp")
+    assert read_parameters(tmp_path / "elsewhere.webp") == ("an owl", 7)
+    (tmp_path / "elsewhere.webp").rename(webp.file)
+    forbid_drawing(monkeypatch)
+    assert sample(model, None, [Request("an owl", 7)], **asks).pictures == (webp,)
+    webp.file.write_bytes(webp.file.read_bytes()[:-40])
+    with pytest.raises(AssertionError, match="drawn anew"):
+        sample(model, None, [Request("an owl", 7)], **asks)
+
+
+def test_words_that_vary_come_each_once_in_a_block_of_seeds() -> None:
+    asked = [varied("an owl", seed, ["on a {red|blue|green} ground"]) for seed in range(9)]
+    for block in range(3):
+        words = {prompt.split()[4] for prompt in asked[3 * block : 3 * block + 3]}
+        assert words == {"red", "blue", "green"}
+    assert len({tuple(asked[3 * block : 3 * block + 3]) for block in range(3)}) > 1
+    assert varied("an owl", 5, ["on a {red|blue|green} ground"]) == asked[5]
+    assert varied("an owl", 0, []) == "an owl"
+    with pytest.raises(RequestError, match="leaves nothing open"):
+        varied("an owl", 0, ["on a {red} ground"])
+
+
+def test_the_command_draws_with_methods_and_varied_words(
+    folder: Path, adapter: Adapter, tmp_path: Path
+) -> None:
+    file = formats.write(adapter, tmp_path / "a.safetensors")
+    words = ["sample", "--base", str(folder), "--prompt", "an owl", "--seeds", "2", "--steps", "2"]
+    words += ["--out", str(tmp_path / "out"), "--adapter", str(file), "--json", "--quiet"]
+    words += ["--method", "cads", "--method", "cads.strength=0.2", "--format", "webp"]
+    words += ["--vary", "{in snow|at sea}", "--variety", "low"]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    images = json.loads(answer.stdout)["images"]
+    assert {image["prompt"] for image in images} == {"an owl, in snow", "an owl, at sea"}
+    assert all(image["file"].endswith(".webp") for image in images)
+    with Image.open(images[0]["file"]) as image:
+        inner = image.getexif().get_ifd(ExifTags.IFD.Exif)
+    text = inner[ExifTags.Base.UserComment][8:].decode("utf-16-be")
+    assert "<lora:a:1>" in text
+    assert "cads" in text.partition("Methods")[2]
+    refused = CliRunner().invoke(app, [*words, "--method", "cats"])
+    assert refused.exit_code == 2
+    assert "did you mean 'cads'?" in refused.output
 
 
 def test_the_sheet_shows_every_picture_and_has_bounds(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from variegate import formats, seeds
-from variegate.adapter import Adapter, Attached, LayerUpdate, Masking, attach, attached
+from variegate.adapter import Adapter, Attached, Dial, LayerUpdate, Masking, attach, attached
 from variegate.adapter.updates import DoraUpdate, LohaUpdate, LokrUpdate
 from variegate.errors import AdapterError
 from variegate.recipe import AdapterPlan, Recipe
@@ -215,6 +215,35 @@ def test_half_the_strength_adds_half_the_delta_and_none_the_base(name: str, mode
     )
     with attached(model, found, strength=0.0), torch.no_grad():
         assert torch.equal(answer(model), before)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_rows_of_one_call_have_strengths_of_their_own(name: str, model: Any) -> None:
+    """Each as if the whole adapter were scaled for it alone; none and all to the bit."""
+    before, found = answer(model), learnt(model, name)
+    with attached(model, found), torch.no_grad():
+        full = answer(model)
+    with attached(model, found, strength=0.5), torch.no_grad():
+        half = answer(model)
+    dial = Dial()
+    with attached(model, found, dial=dial), torch.no_grad():
+        assert torch.equal(answer(model), full)
+        dial.turn([0.5])
+        torch.testing.assert_close(answer(model), half, atol=1e-5, rtol=1e-5)
+        for rows, wanted in (([0.0, 0.5], (before, half)), ([0.5, 1.0], (half, full))):
+            dial.turn(rows)
+            mixed = answer(model)
+            torch.testing.assert_close(mixed[0], wanted[0][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mixed[1], wanted[1][1], atol=1e-5, rtol=1e-5)
+        assert float((half - full).abs().max()) > 1e-4
+        dial.turn([0.0, 0.0])
+        assert torch.equal(answer(model), before)
+        dial.turn([1.0, 1.0])
+        assert torch.equal(answer(model), full)
+        dial.turn([0.5] * 3)
+        with pytest.raises(AdapterError, match=r"2 rows and 3 strengths|1 rows and 3"):
+            answer(model)
+    assert torch.equal(answer(model), before)
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -2,10 +2,11 @@
 
 `noun` is the adapter, `ensemble` several that sample together, `updates` what one layer gets in
 each kind, `places` which layers learn, `tuners` PEFT's layers, `timed` T-LoRA's own, `begin` sizes
-and first weights, `attach` all of it on a model.
+and first weights, `dial` how strongly each row of a batch gets them, `attach` all of it on a model.
 """
 
 from variegate.adapter.attach import Attached, attach, attach_from, attached, attached_in_turn
+from variegate.adapter.dial import Dial
 from variegate.adapter.ensemble import WAYS, Ensemble, Way
 from variegate.adapter.noun import Adapter, Masking
 from variegate.adapter.places import PARTS
@@ -16,6 +17,7 @@ __all__ = [
     "WAYS",
     "Adapter",
     "Attached",
+    "Dial",
     "Ensemble",
     "LayerUpdate",
     "Masking",

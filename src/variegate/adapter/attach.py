@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from variegate import seeds
 from variegate.adapter.begin import first_factors, first_places, specs_of
+from variegate.adapter.dial import Dial
 from variegate.adapter.noun import Adapter, Masking, halves, joined
 from variegate.adapter.places import (
     LAID_KINDS,
@@ -47,11 +48,13 @@ from variegate.recipe import AdapterPlan, TloraPlan
 
 
 @contextmanager
-def attached(model: Any, adapter: Adapter | None, *, strength: float = 1.0) -> Iterator[None]:
+def attached(
+    model: Any, adapter: Adapter | None, *, strength: float = 1.0, dial: Dial | None = None
+) -> Iterator[None]:
     """Let the model answer with an adapter on while the block runs; None leaves it as it is.
 
-    The updates take the precision of the layers they sit on. On leaving, the model's own modules
-    stand in their places again.
+    The updates take the precision of the layers they sit on. dial: what sets the strength of each
+    row, on top of `strength`. On leaving, the model's own modules stand in their places again.
 
     Raises: AdapterError when a layer is not in the model, has another shape, or the model
     already carries an adapter.
@@ -62,7 +65,7 @@ def attached(model: Any, adapter: Adapter | None, *, strength: float = 1.0) -> I
     refuse_second(model)  # before there is anything to take off again
     stop: Callable[[], None] = _nothing
     try:
-        stop = _put_on(model, adapter.scaled(strength))
+        stop = _put_on(model, adapter.scaled(strength), dial)
         yield
     finally:
         remove(model)
@@ -70,9 +73,12 @@ def attached(model: Any, adapter: Adapter | None, *, strength: float = 1.0) -> I
 
 
 @contextmanager
-def attached_in_turn(model: Any, adapters: Sequence[Adapter]) -> Iterator[Callable[[int], None]]:
+def attached_in_turn(
+    model: Any, adapters: Sequence[Adapter], *, dial: Dial | None = None
+) -> Iterator[Callable[[int], None]]:
     """Let the model answer with one of several adapters at a time while the block runs: the number
     of one, called, puts it where the one before was. All are held in memory; none is at first.
+    dial: what sets the strength of each row, whoever's turn it is.
 
     Raises: AdapterError as `attached`.
     """
@@ -95,7 +101,7 @@ def attached_in_turn(model: Any, adapters: Sequence[Adapter]) -> Iterator[Callab
 
     try:
         for adapter in adapters:
-            stops.append(_put_on(model, adapter))
+            stops.append(_put_on(model, adapter, dial))
             held.append(seats(model))
             remove(model)
         yield turn
@@ -105,7 +111,7 @@ def attached_in_turn(model: Any, adapters: Sequence[Adapter]) -> Iterator[Callab
             stop()
 
 
-def _put_on(model: Any, adapter: Adapter) -> Callable[[], None]:
+def _put_on(model: Any, adapter: Adapter, dial: Dial | None = None) -> Callable[[], None]:
     """A finished adapter's layers in their places, not to be trained, and what ends their
     listening."""
     if not adapter.layers:
@@ -123,10 +129,12 @@ def _put_on(model: Any, adapter: Adapter) -> Callable[[], None]:
             make_room(layer, adapter.layers[name])
             fill(layer, adapter.layers[name])
             _weaken(layer, adapter.layers[name])
-        stop = _lay_on(modules, laid)
+        stop = _lay_on(modules, laid, dial)
     for layer in layers.values():
         layer.requires_grad_(False)
         layer.eval()
+        if dial is not None:
+            dial.hang(layer)
     return stop
 
 
@@ -479,7 +487,9 @@ def _place(
     return layers, stop
 
 
-def _lay_on(modules: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> Callable[[], None]:
+def _lay_on(
+    modules: Mapping[str, nn.Module], updates: Mapping[str, Update], dial: Dial | None
+) -> Callable[[], None]:
     """Changed copies in the places of weights and biases, and what puts the own ones back."""
     own = {name: modules[name]._parameters[entry_of(name)] for name in updates}
 
@@ -487,17 +497,26 @@ def _lay_on(modules: Mapping[str, nn.Module], updates: Mapping[str, Update]) -> 
         for name, parameter in own.items():
             modules[name]._parameters[entry_of(name)] = parameter
 
-    try:
+    def lay(strength: float) -> None:
         for name, update in updates.items():
             parameter = own[name]
             assert parameter is not None
-            changed = parameter.detach().float() + update.delta(parameter).to(parameter.device)
+            scaled = update if strength == 1 else update.scaled(strength)
+            changed = parameter.detach().float() + scaled.delta(parameter).to(parameter.device)
             modules[name]._parameters[entry_of(name)] = nn.Parameter(
                 changed.to(parameter.dtype), requires_grad=False
             )
+
+    def lay_or_leave(strength: float) -> None:
+        lay(strength) if strength else back()
+
+    try:
+        lay(1.0)
     except BaseException:
         back()
         raise
+    if updates and dial is not None:
+        dial.lay(lay_or_leave)
     return back
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -91,35 +91,79 @@ def sample(
         Path | None, typer.Option(help="A LoRA file, or an ensemble's .toml.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
-    strength: Annotated[float, typer.Option(help="How strongly the adapter acts.")] = 1.0,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="How strongly the adapter acts; 1. Repeatable.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
+    variety: Annotated[
+        Literal["off", "low", "medium", "high"] | None,
+        typer.Option(help="A combination of methods that vary; off."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method of sampling, or one of its settings: cads, cads.strength=0.2. "
+            "Repeatable.",
+            metavar="NAME[.SETTING=VALUE]",
+        ),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Words to add, of each list another for each seed: 'on a {red|blue} ground'. "
+            "Repeatable.",
+            metavar="TEXT",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["png", "webp"], typer.Option(help="Both without loss, and with what drew them.")
+    ] = "png",
     t5_tokenizer: T5Tokenizer = None,
     seed: Seed = None,
 ) -> None:
-    """Draw every prompt with every seed."""
+    """Draw every prompt with every seed, and at every strength of the adapter."""
+    from dataclasses import replace
+
     from variegate import recipes
     from variegate import sample as room
+    from variegate.adapter import Adapter
     from variegate.blend.cast import open_learnt
     from variegate.formats import reading_of
+    from variegate.images import ImageSet
     from variegate.models import load, pick_device
 
     base = base or "pocket"
-    plan = recipes.read(recipes.default_for(base)).sampling
-    learnt = open_learnt(adapter).scaled(strength) if adapter else None
-    first = seed or 0
-    wanted = room.grid(prompt, range(first, first + seeds))
+    asked = [f"sampling.variety={variety}"] if variety else []
+    asked += [f"sampling.methods.{name if '=' in name else f'{name}=on'}" for name in method or ()]
+    plan = recipes.read(recipes.default_for(base), settings=tuple(asked)).sampling
+    if strength and not adapter:
+        raise RequestError("--strength is that of an adapter: give --adapter FILE, or leave it out")
+    learnt = open_learnt(adapter) if adapter else None
+    first, strengths = seed or 0, dict.fromkeys(strength or (1.0,))
+    plain = room.grid(prompt, range(first, first + seeds), strengths=strengths)
+    wanted = [replace(r, prompt=room.varied(r.prompt, r.seed, vary or ())) for r in plain]
     out = out.resolve()
     reading = reading_of(learnt.metadata if learnt else {})
     model = load(base, device=pick_device(), **reading, t5_tokenizer=t5_tokenizer)
     changes: dict[str, Any] = {"steps": steps, "guidance_scale": guidance}
     changes["sampler"] = model.nearest_sampler(plan.sampler)
     plan = plan.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    pictures = room.sample(
-        model, learnt, wanted, plan=plan, out=out, negative=negative, say=door.say
+    named = (
+        room.Named.of(adapter, learnt.metadata) if adapter and isinstance(learnt, Adapter) else None
     )
-    sheet = room.contact_sheet(pictures, out / "contact_sheet.png")
+    pictures = room.sample(
+        *(model, learnt, wanted),
+        plan=plan,
+        out=out,
+        negative=negative,
+        format=format,
+        named=named,
+        say=door.say,
+    )
+    rows = [replace(p, prompt=r.prompt) for p, r in zip(pictures, plain, strict=True)]
+    sheet = room.contact_sheet(ImageSet(tuple(rows), str(out)), out / "contact_sheet.png")
     door.answer(
         room.sample_json(pictures, sheet),
         f"{len(pictures)} pictures in {out}, side by side in {sheet}",

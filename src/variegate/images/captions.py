@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from variegate.images.decode import DECODER_ERRORS, Fault, refuse_special
 from variegate.images.workflow import parse_workflow
@@ -95,15 +95,20 @@ def parse_parameters(text: str) -> tuple[str, int | None] | None:
 
 
 def read_parameters(file: Path) -> tuple[str, int | None] | None:
-    """(prompt, seed) from inside a PNG, as AUTOMATIC1111 and Forge (`parameters`) or ComfyUI
-    (`prompt`) write them, or None when there is none."""
-    if file.suffix.lower() != ".png" or refuse_special(file):
+    """(prompt, seed) from inside a picture, or None when there is none: of a PNG as AUTOMATIC1111
+    and Forge (`parameters`) or ComfyUI (`prompt`) write them, of a WebP or JPEG as the former do
+    (EXIF's UserComment)."""
+    kind = _HOLDERS.get(file.suffix.lower())
+    if kind is None or refuse_special(file):
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=("PNG",)) as opened:
+            with Image.open(file, formats=(kind,)) as opened:
                 text, graph = opened.info.get("parameters"), opened.info.get("prompt")
+                if kind != "PNG":
+                    inner = opened.getexif().get_ifd(ExifTags.IFD.Exif)
+                    text, graph = _comment(inner.get(ExifTags.Base.UserComment)), None
     except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None  # `examine` tells what is wrong with the file
     found = parse_parameters(text) if isinstance(text, str) else None
@@ -111,6 +116,18 @@ def read_parameters(file: Path) -> tuple[str, int | None] | None:
         within = parse_workflow(graph)
         found = (clean(within[0]), within[1]) if within else None
     return found
+
+
+_HOLDERS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def _comment(value: object) -> str | None:
+    """EXIF's UserComment in UTF-16. It does not tell its byte order: that of fewer odd letters."""
+    if not isinstance(value, bytes) or not value.startswith(b"UNICODE\x00"):
+        return None
+    body = value[8 : 8 + 2 * MAX_CAPTION_BYTES]
+    read = [body.decode(order, errors="replace") for order in ("utf-16-be", "utf-16-le")]
+    return min(read, key=lambda text: sum(ord(letter) > 0x2FF for letter in text))
 
 
 def _caption_fault(file: Path, fault: str, advice: str) -> Fault:

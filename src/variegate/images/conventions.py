@@ -338,7 +338,12 @@ def _add_entry(
             table, "metadata", f"line {number}: its seed is not a whole number", "leave it out"
         )
         seed = None
-    group = entry.get("group")
+    group, strength = entry.get("group"), entry.get("strength", 1.0)
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        reading.tell(
+            table, "metadata", f"line {number}: its strength is not a number", "leave it out"
+        )
+        strength = 1.0
     mask = file.with_name(file.stem + MASK_ENDING + ".png")
     caption = clean(text) if text is not None else prompt
     if text is None or seed is None:
@@ -355,5 +360,6 @@ def _add_entry(
             mask_file=mask if _contained(reading, mask) and mask.is_file() else None,
             repeats=repeats,
             group=clean(group) if isinstance(group, str) else None,
+            strength=float(strength),
         )
     )

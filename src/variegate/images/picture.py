@@ -28,6 +28,7 @@ class Picture:
     tensor: the pixels, when the picture lives in memory and `file` is None.
     mask_file: a grey picture, white on the subject. repeats: how often one epoch shows it.
     group: "class", "trigger", "unrelated" or "caption" for samples; free otherwise.
+    strength: how strongly the adapter acted on a sample.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Picture:
     mask_file: Path | None = None
     repeats: int = 1
     group: str | None = None
+    strength: float = 1.0
 
     def open(self) -> Image.Image:
         """The picture as 8-bit RGB, upright, over white, first frame.

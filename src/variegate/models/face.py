@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -30,11 +30,14 @@ class Conditioning:
     pooled: one vector for the whole prompt, where the family has them. sizes: SDXL's size
     conditioning in pixels, each as height and width: the picture before it was cut, the upper left
     corner of the cut, and what is drawn (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    strength: how strongly an adapter acts on each row, which no network reads but whoever holds
+    the adapter's dial; None: fully.
     """
 
     embeddings: Float[Tensor, "b t d"]
     pooled: Float[Tensor, "b p"] | None = None
     sizes: Float[Tensor, "b 6"] | None = None
+    strength: Float[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -52,7 +55,8 @@ class Conditioning:
             column = [getattr(part, name) for part in parts]
             return None if column[0] is None else torch.cat(column)
 
-        return Conditioning(joined("embeddings"), joined("pooled"), joined("sizes"))
+        columns: dict[str, Any] = {f.name: joined(f.name) for f in fields(Conditioning)}
+        return Conditioning(**columns)
 
     def repeat(self, times: int) -> Conditioning:
         """All rows, so many times over."""
@@ -62,11 +66,12 @@ class Conditioning:
         return self._each(Tensor.detach)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """There, and in a dtype but for the sizes, which half precision would round."""
+        """There, and in a dtype but for sizes and strength, which half precision would round."""
         moved = self._each(lambda part: part.to(device=device))
         if dtype is None:
             return moved
-        return replace(moved._each(lambda part: part.to(dtype)), sizes=moved.sizes)
+        cast = moved._each(lambda part: part.to(dtype))
+        return replace(cast, sizes=moved.sizes, strength=moved.strength)
 
     def sized(self, told: Sequence[Sequence[int] | None]) -> Conditioning:
         """The same with sizes of its own for each row that has any (None: as they were); as it is
@@ -80,11 +85,9 @@ class Conditioning:
         return replace(self, sizes=sizes)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        return Conditioning(
-            change(self.embeddings),
-            None if self.pooled is None else change(self.pooled),
-            None if self.sizes is None else change(self.sizes),
-        )
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {n: None if p is None else change(p) for n, p in parts.items()}
+        return Conditioning(**changed)
 
 
 @dataclass(eq=False, kw_only=True)

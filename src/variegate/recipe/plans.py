@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import (
     Field,
+    field_validator,
     model_validator,
 )
 
 from variegate.plugins import Entry
+from variegate.recipe.sampling import SamplingMethods, Variety, joined
 
 
 class HeldOut(Entry):
@@ -113,3 +115,29 @@ class SamplingPlan(Entry):
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(7.5, ge=1)
     sampler: Literal["ddim", "euler", "euler_a", "dpmpp_2m"] = "ddim"
+    variety: Variety | None = Field(
+        None, description="a measured combination of methods; None: off"
+    )
+    methods: SamplingMethods | None = Field(
+        None, description="how pictures are drawn beside that, over what `variety` names"
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _nothing_on_is_nothing(cls, methods: SamplingMethods | None) -> SamplingMethods | None:
+        return methods if methods is not None and methods.on else None
+
+    @model_validator(mode="after")
+    def _the_sampler_can_do_it(self) -> SamplingPlan:
+        methods = self.in_force
+        if methods is not None and methods.cfg_pp and self.sampler not in ("ddim", "euler"):
+            raise ValueError(
+                f"methods.cfg_pp noises again by itself, which sampler ddim or euler lets it; "
+                f"found {self.sampler!r}"
+            )
+        return self
+
+    @property
+    def in_force(self) -> SamplingMethods | None:
+        """The methods of `variety` with `methods` over them; None: the plain loop."""
+        return joined(self.variety, self.methods)

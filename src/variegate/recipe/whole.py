@@ -129,8 +129,9 @@ class Recipe(Entry):
     ) -> Recipe:
         """A recipe from tables, then settings `key.sub=value`, then entries that are not None.
 
-        A setting whose value is `on` or `off` puts the table of a strategy, or of the panels, in
-        or takes it out; one of `adapter.kind` keeps of the adapter's table what the new kind knows.
+        A setting whose value is `on` or `off` puts the table of a strategy, of a method of
+        sampling, or of the panels, in or takes it out; one of `adapter.kind` keeps of the adapter's
+        table what the new kind knows.
         """
         tables: dict[str, Any] = json.loads(json.dumps(data or {}))
         for setting in settings:
@@ -156,6 +157,7 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
             raise RecipeError(f"setting {setting!r}: {key} is a value, not a table")
         table = inner
     optional = keys == ["panels"] or (keys[:1] == ["strategies"] and len(keys) == 2)
+    optional = optional or (keys[:2] == ["sampling", "methods"] and len(keys) == 3)
     if optional and value in ("on", "off", True, False):
         if value in ("on", True):
             table.setdefault(keys[-1], {})

@@ -2,9 +2,14 @@
 
 from variegate.sample.denoise import denoise, initial_noise
 from variegate.sample.draw import Request, grid, sample, seconds_to_draw
+from variegate.sample.files import FORMATS, Format, Named
 from variegate.sample.sheet import contact_sheet, sample_json
+from variegate.sample.vary import varied
 
 __all__ = [
+    "FORMATS",
+    "Format",
+    "Named",
     "Request",
     "contact_sheet",
     "denoise",
@@ -13,4 +18,5 @@ __all__ = [
     "sample",
     "sample_json",
     "seconds_to_draw",
+    "varied",
 ]

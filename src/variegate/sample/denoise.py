@@ -17,6 +17,7 @@ from variegate.errors import NotFinite
 from variegate.models import Conditioning, DiffusionModel
 from variegate.models.samplers import diffusers_warnings_off
 from variegate.recipe import SamplingPlan
+from variegate.sample.methods import Conductor, Scene, plain_scene
 
 
 def initial_noise(model: DiffusionModel, seed: int) -> Float[Tensor, "1 c y x"]:
@@ -35,31 +36,44 @@ def denoise(
     *,
     plan: SamplingPlan,
     picture_seeds: Sequence[int],
+    scene: Scene | None = None,
 ) -> Float[Tensor, "b c y x"]:
     """Clean latents by classifier-free guidance: empty + guidance_scale * (asked - empty).
 
     empty: what the negative prompt reads as, unread at a guidance scale of 1.
     picture_seeds: where each picture's noise between steps comes from, if the sampler adds any.
+    scene: what the plan's methods are told, if it has any; None: one group, no weaker adapter and
+    nothing to keep away from.
 
     Raises: NotFinite with the batch's row and the step where a latent is NaN or infinite.
     """
     scheduler = model.sampler(plan.sampler)
     with diffusers_warnings_off():
         scheduler.set_timesteps(plan.steps, device=model.device)
+    methods, conductor = plan.in_force, None
+    if methods is not None:
+        scene = scene or plain_scene(asked, empty)
+        conductor = Conductor(model, plan, methods, scene, picture_seeds)
+        noise = conductor.noise(noise)
     latents: Tensor = noise.to(model.device, torch.float32) * scheduler.init_noise_sigma
     guided = plan.guidance_scale > 1
     words = Conditioning.join([empty, asked]) if guided else asked
     for index, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
-        rows = torch.cat([scaled, scaled]) if guided else scaled
-        prediction = model.predict(rows, _as_rows(timestep, len(rows)), words)
-        if guided:
-            without, towards = prediction.chunk(2)
-            prediction = without + plan.guidance_scale * (towards - without)
+        if conductor is not None:
+            prediction = conductor.predict(scheduler, index, scaled)
+        else:
+            rows = torch.cat([scaled, scaled]) if guided else scaled
+            prediction = model.predict(rows, _as_rows(timestep, len(rows)), words)
+            if guided:
+                without, towards = prediction.chunk(2)
+                prediction = without + plan.guidance_scale * (towards - without)
         noises = {}
         if plan.sampler == "euler_a":
             noises = {"generator": [seeds.at(s, "ancestral", index) for s in picture_seeds]}
         latents = scheduler.step(prediction, timestep, latents, **noises).prev_sample
+        if conductor is not None:
+            latents = conductor.after(scheduler, index, scaled, prediction, latents)
         _check_finite(latents, index)
     return latents
 

@@ -1,4 +1,4 @@
-"""Samples side by side: a row per prompt, a column per seed."""
+"""Samples side by side: a row per prompt and strength, a column per seed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ INK, PAPER, FAINT = (20, 20, 20), (255, 255, 255), (110, 110, 110)
 def contact_sheet(image_set: ImageSet, file: Path) -> Path:
     """Write one PNG of all pictures, prompts at the left and seeds above, and return its path.
 
-    Beyond 40 prompts or 16 seeds the sheet shows the first ones and says how many it leaves out.
+    Beyond 40 rows or 16 seeds the sheet shows the first ones and says how many it leaves out.
 
     Raises: EmptyImageSet when there is none, NoSpace when the file cannot be written.
     """
     file = Path(file).absolute()
     if not len(image_set):
         raise EmptyImageSet(f"no pictures for the contact sheet {file}")
-    rows = image_set.by_prompt()
+    rows = _rows(image_set)
     seeds = list(dict.fromkeys(picture.seed for picture in image_set))
     shown, columns = list(rows.items())[:MAX_ROWS], seeds[:MAX_COLUMNS]
     side = _side(len(shown), len(columns))
@@ -52,7 +52,7 @@ def contact_sheet(image_set: ImageSet, file: Path) -> Path:
         top = head + row * (side + GAP)
         lines = _wrapped(prompt, font, LABEL - 2 * GAP, side // (FONT_SIZE + 3))
         pen.multiline_text((GAP, top), "\n".join(lines), INK, font, spacing=3)
-        by_seed = {picture.seed: picture for picture in reversed(list(pictures))}
+        by_seed = {picture.seed: picture for picture in reversed(pictures)}
         for column, seed in enumerate(columns):
             if seed in by_seed:
                 left = LABEL + column * (side + GAP)
@@ -77,10 +77,24 @@ def sample_json(image_set: ImageSet, contact_sheet: Path | None) -> dict[str, An
                 "file": str(picture.file.absolute()) if picture.file else None,
                 "prompt": picture.prompt,
                 "seed": picture.seed,
+                "strength": picture.strength,
             }
             for picture in image_set
         ],
         "contact_sheet": str(Path(contact_sheet).absolute()) if contact_sheet else None,
+    }
+
+
+def _rows(image_set: ImageSet) -> dict[str, list[Picture]]:
+    """Pictures by what stands at the left of their row."""
+    strengths = {picture.strength for picture in image_set}
+    rows: dict[tuple[str, float], list[Picture]] = {}
+    for prompt, pictures in image_set.by_prompt().items():
+        for picture in pictures:
+            rows.setdefault((prompt, picture.strength), []).append(picture)
+    return {
+        prompt if strengths == {1.0} else f"at {strength:g}: {prompt}": pictures
+        for (prompt, strength), pictures in rows.items()
     }
 
 

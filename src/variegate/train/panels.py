@@ -31,8 +31,9 @@ class Panel:
         self._run, self._learner = run, learner
         self._requests = requests(run.recipe, plan, pocket=learner.model.pocket)
         given = {"steps": plan.steps, "guidance_scale": plan.guidance_scale}
+        plain = {"variety": None, "methods": None}  # which draw finished adapters
         self._plan = run.recipe.sampling.model_copy(
-            update={key: value for key, value in given.items() if value is not None}
+            update={key: value for key, value in given.items() if value is not None} | plain
         )
         self._every = cadence(run.recipe, plan, len(self._requests), looks=looks)
 

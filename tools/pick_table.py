@@ -258,17 +258,18 @@ LINE_HEAD = (
 HEAD = """\
 ## What it costs and saves
 
-Made by `tools/pick_table.py` on the pocket: {runs} runs of plain, default and field settings, {points}
-points each, every one drawn whole (64 pictures) and read by the judge; `pick` searched the same grid
-with at most {share} % of its pictures, the check at fresh prompts counted in. Variety is the entropy
-of what prompts leave open, as a share of the base's, the mean of class and trigger prompts; likeness
-the share of 32 trigger pictures that show the subject (off by eight points by chance).
+Made by `tools/pick_table.py` on the pocket: {runs} runs of plain, default and field settings,
+{points} points each, every one drawn whole (64 pictures) and read by the judge; `pick` searched
+the same grid with at most {share} % of its pictures, the check at fresh prompts counted in.
+Variety is the entropy of what prompts leave open, as a share of the base's, the mean of class and
+trigger prompts; likeness the share of 32 trigger pictures that show the subject (off by eight
+points by chance).
 
 *Regret* is the variety of the grid's best point whose likeness is within three points of the best
 plain one's, less that of the pick's point. It is at most .05 in {good} of {runs} runs, its median
-{median:+.2f}, its mean {mean:+.2f}; that of the likest plain checkpoint is {plain:+.2f}. The best of
-{points} points, by 64 pictures each, is partly luck: chosen on half of the prompts and valued on the
-other half, the whole grid's choice is better than the pick's by {fair:+.2f} ({low:+.2f} to
+{median:+.2f}, its mean {mean:+.2f}; that of the likest plain checkpoint is {plain:+.2f}. The best
+of {points} points, by 64 pictures each, is partly luck: chosen on half of the prompts and valued
+on the other half, the whole grid's choice is better than the pick's by {fair:+.2f} ({low:+.2f} to
 {high:+.2f} over runs). The pick's likeness lies {lack:.0f} points (median) below the best plain
 one's, by more than 8 in {far} runs. In {open} runs it said that it cannot tell.
 """

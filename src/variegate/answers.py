@@ -135,6 +135,16 @@ def pick_text(document: dict[str, Any]) -> str:
     return printable("\n".join([*lines, f"Open {document['page']}"]), keep="\n")
 
 
+def share_text(document: dict[str, Any]) -> str:
+    """Where the folder is, what is in it, and where it went."""
+    lines = [_listed(document["folder"], document["files"])]
+    if document["pushed"]:
+        lines.append(f"uploaded: {document['pushed']}")
+    else:
+        lines.append("Nothing was uploaded; --push OWNER/NAME does.")
+    return printable("\n".join(lines), keep="\n")
+
+
 def strategies_text(menu: list[dict[str, Any]]) -> str:
     """Each strategy with its settings and their defaults."""
     blocks = []

@@ -17,7 +17,7 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
-    choosing.pick,
+    *(choosing.pick, choosing.share),
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),

@@ -301,7 +301,7 @@ def usage_hint(strength: float, guidance_scale: float) -> str:
 def recommended_of(metadata: Mapping[str, str]) -> dict[str, float]:
     """The strength and guidance scale that `pick` recommends in a header; empty where it does not.
 
-    >>> recommended_of({"variegate": '{"recommended": {"strength": 0.8, "guidance_scale": "high"}}'})
+    >>> recommended_of({"variegate": '{"recommended": {"strength": 0.8, "guidance_scale": "?"}}'})
     {'strength': 0.8}
     """
     noted = own_notes(metadata).get("recommended")

@@ -1,4 +1,4 @@
-"""Which checkpoint to use, how strongly, and at which guidance scale: drawn, measured, and exported.
+"""Which checkpoint to use, how strongly, and at which guidance scale: drawn, measured, exported.
 
 The search (`race`) goes by few pictures, and what it chooses was chosen for looking well. So the
 choice is drawn once more, at prompts and seeds that the search never saw, beside the plain point
@@ -8,6 +8,7 @@ that it is compared with; what is told of the two comes from those pictures.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,15 @@ from variegate.blended import sampling_of
 from variegate.device import pick_device
 from variegate.encoders import Encoder, load_encoders
 from variegate.errors import AdapterError, Interrupted, RequestError
-from variegate.formats import own_notes, reading_of, stamp, trigger_of, write, write_sidecar
+from variegate.formats import (
+    own_notes,
+    read,
+    reading_of,
+    stamp,
+    trigger_of,
+    write,
+    write_sidecar,
+)
 from variegate.formats.metadata import OURS, usage_hint
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import short_hash, write_json
@@ -51,19 +60,20 @@ from variegate.progress import Say, silent
 from variegate.recipe import SamplingPlan
 from variegate.report import write_picked
 from variegate.run import Run
-from variegate.sample import Request, sample
-from variegate.train import result
+from variegate.sample import Named, Request, sample
 from variegate.trial import learnt_and_held_out
 
 STRENGTHS = (0.6, 0.8, 1.0)
 EASED = 0.6  # of the base's guidance beyond 1, tried beside the whole of it
 SHARE = 0.25  # of the full grid's pictures
+CHECKED = 0.25  # of the budget at most, for the check at fresh prompts and seeds
 MARGIN = 0.03  # of likeness, below that of the best plain point
 PROMPTS = 16  # of each group, that the full grid would draw of every point
 EACH = 4  # pictures of a prompt: fewer say too little about spread
 BLOCK = 4  # prompts in turn that go to the search, then to the fresh pictures, and so on
 FAR = 20_000  # how far fresh seeds lie from those of the search
 GROUPS = ("class", "trigger")
+SHOWN = 6  # pictures that go with the export
 WHERE = "picked"  # the folder in a run or beside checkpoints
 
 
@@ -114,6 +124,7 @@ class Picked:
     closeness: Measurement | Missing
     verdict: Verdict
     run: str | None
+    base: str
     adapter: Path
     files: dict[str, str]
     page: Path
@@ -126,6 +137,7 @@ class Picked:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": self.run,
+            "base": self.base,
             "adapter": str(self.adapter),
             "checkpoint": str(self.checkpoint),
             "step": self.point.step,
@@ -177,9 +189,9 @@ def pick(
     folder: a run, or LoRA files of any trainer. Plain is what a trainer hands over: strength 1 (or
     the nearest named) at the base's own guidance scale. Base, trigger, class noun and training
     pictures default to what the run, or the newest file's header, says. guidance: none named, the
-    base's own scale and an eased one. samples: the budget in pictures; else a share of what the full
-    grid would take, `prompts` prompts of each group for every point. votes: a file of
-    people's comparisons (`votes.read_votes`). out: where the export goes; `picked` in the folder
+    base's own scale and an eased one. samples: the budget in pictures; else a share of what the
+    full grid would take, `prompts` prompts of each group for every point. votes: a file of people's
+    comparisons (`votes.read_votes`). out: where the export goes; `picked` in the folder
     without it. What was drawn is kept in the cache: the same call goes on where it was stopped.
 
     Raises: RequestError for a folder without checkpoints, without a trigger, for numbers that make
@@ -208,7 +220,9 @@ def pick(
     ballots = read_votes(votes, {p.name for p in points}) if votes else []
     whole = 2 * prompts * EACH
     budget = samples if samples is not None else int(share * len(points) * whole)
-    fresh = 2 * 2 * bench.fresh_prompts * EACH  # the choice and the reference
+    # The choice and the reference are checked at two groups of prompts each.
+    bench.fresh_prompts = max(2, min(prompts // 2, int(CHECKED * budget) // (4 * EACH)))
+    fresh = 4 * bench.fresh_prompts * EACH + bench.extra + SHOWN
     out = (out or folder / WHERE).resolve()
     try:
         went = race(
@@ -256,6 +270,7 @@ class Bench:
     own: how the base is drawn. searched, checked: the prompts of the search and those of the fresh
     pictures, in turn, no prompt and no seed in both. subject: what likeness is measured to.
     learnt_known: whether that is what was learnt from; else it is what the last checkpoint draws.
+    fresh_prompts: of each group. extra: pictures drawn beside those of the search.
     """
 
     model: DiffusionModel
@@ -273,6 +288,7 @@ class Bench:
     say: Say
     told: list[str]
     learnt_known: bool
+    fresh_prompts: int = 2
     extra: int = 0
 
     def __post_init__(self) -> None:
@@ -345,11 +361,6 @@ class Bench:
         if subject is None:
             bench.subject = bench._of_last(found[-1])
         return bench
-
-    @property
-    def fresh_prompts(self) -> int:
-        """Of each group."""
-        return max(FEWEST, self.prompts // 2)
 
     def adapter(self, point: Point) -> Adapter:
         learnt = self.adapters[point.checkpoint].adapter
@@ -499,7 +510,9 @@ def _check(samples: int | None, share: float, margin: float, prompts: int) -> No
     if samples is not None and samples < 1:
         raise RequestError(f"{samples} samples; expected 1 or more")
     if not 0 <= margin < 1:
-        raise RequestError(f"margin {margin:g}; expected a difference of likeness from 0 to below 1")
+        raise RequestError(
+            f"margin {margin:g}; expected a difference of likeness from 0 to below 1"
+        )
     if not FEWEST <= prompts <= PROMPTS:
         raise RequestError(f"{prompts} prompts; expected {FEWEST} to {PROMPTS}")
 
@@ -594,10 +607,11 @@ def _settled(
         closeness=closer,
         verdict=verdict,
         run=str(run.folder) if run else None,
+        base=bench.base,
         adapter=Path(files["a1111"]),
         files=files,
         page=out / "pick.html",
-        samples_used=went.pictures + seen.pictures + bench.extra,
+        samples_used=went.pictures + seen.pictures + bench.extra + SHOWN,
         samples_of_grid=of_grid,
         stopped_because=went.stopped_because,
         checkpoint=checkpoint.file.resolve(),
@@ -692,15 +706,11 @@ def _points(m: Measurement) -> str:
     return f"{text} ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _cannot_tell(
-    went: Race, grown: Measurement | Missing, point: Point, reference: Point
-) -> str:
+def _cannot_tell(went: Race, grown: Measurement | Missing, point: Point, reference: Point) -> str:
     """What these pictures leave open, or ""."""
     said = list[str]()
     if point != reference and not (isinstance(grown, Measurement) and (grown.low or 0) > 0):
-        said.append(
-            f"whether {point.words} is more varied than {reference.words}, the plain one"
-        )
+        said.append(f"whether {point.words} is more varied than {reference.words}, the plain one")
     others = [p for p in went.tied if p not in (point, reference)]
     if others:
         named = ", ".join(p.words for p in others[:3])
@@ -735,8 +745,8 @@ def _export(
     stem = _stem(checkpoint)
     main = write(learnt, out / f"{stem}.safetensors")
     stamp(main, verdict)
-    shown = _preview(bench, point)
-    beside = write_sidecar(main, preview=shown)
+    shown = _pictures(bench, point, main, out / "pictures")
+    beside = write_sidecar(main, preview=shown[0].file)
     files = {"a1111": str(main), "sidecar": str(beside[0])}
     files |= {"preview": str(beside[1])} if len(beside) > 1 else {}
     try:
@@ -756,16 +766,30 @@ def _stem(checkpoint: Checkpoint) -> str:
     return kept[:80] or "adapter"
 
 
-def _preview(bench: Bench, point: Point) -> Path | None:
-    """A picture for the card: the first under the trigger."""
-    line = next(line for line in bench.checked if line.group == "trigger")
-    drawn = bench._draw(point, [line], bench.own, "draw the card")
-    return drawn.pictures[0].file
+def _pictures(bench: Bench, point: Point, file: Path, out: Path) -> ImageSet:
+    """Some pictures of the point under the trigger, drawn as it is recommended, with the text by
+    which A1111 draws them again."""
+    lines = [line for line in bench.checked if line.group == "trigger"]
+    asked = [
+        Request(line.adapter_prompt, seed, "trigger", point.strength)
+        for line in lines[: bench.fresh_prompts]
+        for seed in line.seeds
+    ]
+    learnt = bench.adapters[point.checkpoint].adapter
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier pick
+    return sample(
+        bench.model,
+        learnt,
+        asked[:: max(1, len(asked) // SHOWN)][:SHOWN],
+        plan=bench.own.model_copy(update={"guidance_scale": point.guidance_scale}),
+        out=out,
+        named=Named.of(file, read(file).metadata),
+    )
 
 
 def _page_rows(bench: Bench, placed: Sequence[Placed]) -> dict[str, Any]:
-    """What the page shows: prompts and seeds, the base's pictures, those of each point of the front,
-    and what these come nearest to of what was learnt."""
+    """What the page shows: prompts and seeds, the base's pictures, those of each point of the
+    front, and what these come nearest to of what was learnt."""
     shown = [line for group in ("trigger", "class") for line in _of(bench.searched, group)[:2]]
     columns = [
         {"prompt": line.adapter_prompt, "asked": line.base_prompt, "seed": seed}

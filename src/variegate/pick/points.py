@@ -100,8 +100,8 @@ def checkpoints_of(folder: Path, *, most: int = MOST) -> tuple[list[Checkpoint],
 
     Of a run: those that it kept, and the adapter that it handed over where that is another. Of any
     other folder: every safetensors file in it that is an adapter, and every folder in it that holds
-    one as diffusers or PEFT write it. Steps are taken from the name, else from the file's header. Of
-    more than `most`, as many are taken evenly, the first and the last among them.
+    one as diffusers or PEFT write it. Steps are taken from the name, else from the file's header.
+    Of more than `most`, as many are taken evenly, the first and the last among them.
 
     Raises: RequestError when there is none, or when they are of different families.
     """
@@ -142,7 +142,7 @@ def _of_run(run: Run, told: list[str]) -> Iterator[Checkpoint]:
             continue
         seen.add(adapter.digest())
         step = step_of(folder)
-        yield Checkpoint(folder.name, folder / ADAPTER, adapter, step, step)
+        yield Checkpoint(folder.name, folder / ADAPTER, adapter, step, float(step))
     if run.adapter_file.is_file():
         adapter = read(run.adapter_file)
         if adapter.digest() not in seen:  # averaged, or chosen by the guard and let go since
@@ -172,7 +172,11 @@ def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:
         if entry.is_file() and entry.suffix == ".safetensors":
             yield entry, entry.stem
         elif entry.is_dir():
-            inside = (entry / DIFFUSERS_WEIGHTS, entry / PEFT_WEIGHTS, entry / "unet" / PEFT_WEIGHTS)
+            inside = (
+                entry / DIFFUSERS_WEIGHTS,
+                entry / PEFT_WEIGHTS,
+                entry / "unet" / PEFT_WEIGHTS,
+            )
             if any(file.is_file() for file in inside):
                 yield entry, entry.name
 
@@ -181,16 +185,16 @@ def place_of(name: str, metadata: dict[str, str]) -> tuple[int | None, float]:
     """The optimizer step of a checkpoint, None where nobody says, and its place in the order.
 
     >>> place_of("owl-step00000500", {}), place_of("owl-000004", {"ss_steps": "800"})
-    ((500, 500), (800, 800))
+    ((500, 500.0), (800, 800.0))
     >>> place_of("owl-000004", {}), place_of("owl", {})
-    ((None, 4), (None, inf))
+    ((None, 4.0), (None, inf))
     """
     if said := _STEP.search(name):
-        return int(said[1]), int(said[1])
+        return int(said[1]), float(said[1])
     number = _NUMBER.search(name)
     if number and len(number[1]) == _AI_TOOLKIT:
-        return int(number[1]), int(number[1])
+        return int(number[1]), float(number[1])
     noted = metadata.get("ss_steps", "")
     if noted.isascii() and noted.isdigit() and len(noted) < 13:
-        return int(noted), int(noted)
-    return None, int(number[1]) if number else math.inf
+        return int(noted), float(noted)
+    return None, float(number[1]) if number else math.inf

@@ -1,9 +1,9 @@
-"""Which point of a grid keeps most variety at enough likeness, with few pictures: successive halving
-over common prompts and seeds.
+"""Which point of a grid keeps most variety at enough likeness, with few pictures: successive
+halving over common prompts and seeds.
 
-All points are drawn at a few prompts; then as many as the budget carries, half of those before at
-most, at twice as many prompts, and so on. A point is ruled out only by a paired test; one that is
-merely less promising rests, and is told as not told apart where the test cannot tell.
+All points are drawn at a prompt of each group; then the most promising at twice as many prompts,
+and so on, each stage at an equal share of the budget. A point is ruled out only by a paired test;
+one that is merely less promising rests, and is told as not told apart where the test cannot tell.
 
 It knows of a point nothing but what it sees, so it can be tried on made-up ones.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from variegate.measure.diversity import AT_LEAST_PROMPTS
 from variegate.measure.uncertainty import sign_flip_p, student_interval
 from variegate.pick.points import Point
 
-ALPHA = 0.01  # of each test that may rule a point out
+ALPHA = 0.01  # of each test that may rule a point out, of all that a stage asks of it
 FEWEST = 1  # prompts of each group that all points are drawn at
 SHORT = 5.0  # what a point of likeness below the floor costs, in points of variety
 
@@ -53,6 +53,7 @@ class Differences:
         return tuple(chain.from_iterable(self.likeness))
 
 
+@runtime_checkable
 class Arena(Protocol):
     """Who draws and measures."""
 
@@ -147,7 +148,8 @@ def race(
             found.stopped_because = "one point was left"
             break
         longer = min(prompts, 2 * size)
-        going = _next(found, longer, len(going), each, budget - found.pictures, margin)
+        left = budget - found.pictures
+        going = _next(found, longer, each, left, _stages(size, prompts), margin)
         if len(going) < 2:
             found.stopped_because = f"the budget of {budget} pictures was spent"
             break
@@ -159,9 +161,9 @@ def race(
     return found
 
 
-def surely_above(values: Sequence[float], than: float = 0.0) -> bool:
+def surely_above(values: Sequence[float], than: float = 0.0, *, alpha: float = ALPHA) -> bool:
     """Whether the mean of paired differences lies above a number by more than chance explains: a
-    sign flip over seven values or more, Student's interval over fewer.
+    sign flip over as many values as can reach alpha, Student's interval over fewer.
 
     >>> surely_above([0.5] * 3 + [0.6] * 5), surely_above([0.5, -0.4, 0.3])
     (True, False)
@@ -169,10 +171,10 @@ def surely_above(values: Sequence[float], than: float = 0.0) -> bool:
     x = np.asarray(values, np.float64) - than
     if len(x) < 2 or x.mean() <= 0:
         return False
-    if len(x) >= AT_LEAST_PROMPTS:
-        return sign_flip_p(list(x), tail="greater", address="race") < ALPHA
+    if 2.0 ** -len(x) <= alpha / 2:
+        return sign_flip_p(list(x), tail="greater", address="race") < alpha
     error = float(x.std(ddof=1) / np.sqrt(len(x)))
-    low, _ = student_interval(float(x.mean()), error, degrees=len(x) - 1, level=1 - 2 * ALPHA)
+    low, _ = student_interval(float(x.mean()), error, degrees=len(x) - 1, level=1 - 2 * alpha)
     return low > 0
 
 
@@ -212,7 +214,7 @@ def _judge(
         for better in sorted(sure, key=lambda p: -found.promised[p][0]):
             if found.promised[better][0] <= found.promised[point][0]:
                 break
-            if surely_above(arena.differences(point, better).variety):
+            if surely_above(arena.differences(point, better).variety, alpha=ALPHA / len(sure)):
                 found.ruled_out[point] = Ruled(
                     f"surely less varied than {better.words}, which surely keeps the likeness",
                     found.sights[point].prompts,
@@ -220,20 +222,29 @@ def _judge(
                 break
 
 
-def _next(
-    found: Race, size: int, before: int, each: int, left: int, margin: float
-) -> list[Point]:
-    """Whom the next stage draws: the reference, then the most promising, as far as it goes."""
+def _stages(size: int, prompts: int) -> int:
+    """How many stages are still to come after one of so many prompts.
+
+    >>> _stages(1, 16), _stages(8, 12), _stages(16, 16)
+    (4, 1, 0)
+    """
+    return 0 if size >= prompts else 1 + _stages(min(prompts, 2 * size), prompts)
+
+
+def _next(found: Race, size: int, each: int, left: int, stages: int, margin: float) -> list[Point]:
+    """Whom the next stage draws: the reference, then the most promising, as far as the stage's
+    equal share of what is left of the budget goes; two at least while there is enough for them.
+
+    Source: Karnin et al., Almost optimal exploration in multi-armed bandits, 2013, section 3.
+    """
     reference = found.reference
     ranked = [p for p in found.ranked(margin) if p != reference]
-    most = max(2, (before + 1) // 2)
-    taken = list[Point]()
+    taken, spent = list[Point](), 0
     for point in [*([reference] if reference is not None else []), *ranked]:
-        cost = 2 * (size - found.sights[point].prompts) * each
-        if len(taken) == most or cost > left:
+        spent += 2 * (size - found.sights[point].prompts) * each
+        if spent > (left if len(taken) < 2 else left // stages):
             break
         taken.append(point)
-        left -= cost
     return taken
 
 
@@ -295,4 +306,3 @@ def _shrunk(points: Sequence[Point], values: np.ndarray, noise: np.ndarray) -> n
     beyond = max(0.0, float((rest**2).sum()) / spare - float(noise.mean()))
     share = beyond / np.maximum(beyond + noise, 1e-12)
     return np.asarray(expected + share * rest)
-

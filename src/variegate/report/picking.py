@@ -1,4 +1,4 @@
-"""The page of a pick: the front of variety and likeness, and every point of it with the same seeds."""
+"""The page of a pick: the front of variety and likeness, its points drawn with the same seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from variegate.report.pictures import Album, Thumbnail, spread
 from variegate.report.text import percent, plain
 
 MOST_ROWS = 10  # points whose pictures are shown
+TIMES = "\N{MULTIPLICATION SIGN}"
 BESIDE = 2  # prompts in a table
 MOST_LISTED = 200
 
@@ -20,8 +21,8 @@ MOST_LISTED = 200
 def write_picked(found: Mapping[str, Any], *, grid: Mapping[str, Any], out: Path) -> Path:
     """Write one page at `out`, and return its path.
 
-    found: what `pick --json` prints. grid: the pictures: `columns`, each {"prompt", "seed"}; `base`,
-    a file for each; `rows`, each {"point", "files", "nearest"}, `nearest` as a run's
+    found: what `pick --json` prints. grid: the pictures: `columns`, each {"prompt", "seed"};
+    `base`, a file for each; `rows`, each {"point", "files", "nearest"}, `nearest` as a run's
     `evidence.json` has it; `trigger`, `base_name`.
     Raises: NoSpace when the page cannot be written.
     """
@@ -45,9 +46,7 @@ def write_picked(found: Mapping[str, Any], *, grid: Mapping[str, Any], out: Path
         "chart": _chart(points, found),
         "front": [_line(p, found) for p in points if p["on_front"]],
         "others": [_line(p, found) for p in points if not p["on_front"]],
-        "blocks": _blocks(
-            columns, grid["base"], rows, by_name, found["point"], album
-        ),
+        "blocks": _blocks(columns, grid["base"], rows, by_name, found["point"], album),
         "near": [_near(row, by_name, album) for row in rows if row["nearest"]],
         "verdict": verdict,
         "chips": chips(verdict),
@@ -77,7 +76,7 @@ def _likeness(point: Mapping[str, Any]) -> float:
 def short(point: Mapping[str, Any]) -> str:
     """A point in a few words."""
     step = f"step {point['step']}" if point["step"] is not None else str(point["checkpoint"])
-    return f"{step}, ×{point['strength']:g}, guidance {point['guidance_scale']:g}"
+    return f"{step}, {TIMES}{point['strength']:g}, guidance {point['guidance_scale']:g}"
 
 
 def _chart(points: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Any:
@@ -116,7 +115,9 @@ def _line(point: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
         else "the plain one"
         if point["name"] == found["reference"]
         else point["ruled_out"]
-        or ("cannot be told from the recommended one" if point["tied"] else "rested: less promising")
+        or (
+            "cannot be told from the recommended one" if point["tied"] else "rested: less promising"
+        )
     )
     votes = point["votes"]
     liked = f"{votes['value']:+.1f} ({votes['low']:+.1f} to {votes['high']:+.1f})" if votes else ""
@@ -184,9 +185,7 @@ def _blocks(
     return blocks
 
 
-def _thumb(
-    file: Path | None, name: str, column: Mapping[str, Any], album: Album
-) -> Thumbnail:
+def _thumb(file: Path | None, name: str, column: Mapping[str, Any], album: Album) -> Thumbnail:
     alt = f"{name}: {plain(column['prompt'], 120)}, seed {column['seed']}"
     return album.thumbnail(file, alt)
 

@@ -17,11 +17,11 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
-    *(choosing.pick, choosing.share),
+    choosing.pick,
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),
-    *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),
+    *(files.strategies, files.inspect, files.convert, files.share, files.recipe, files.cache, files.doctor),
 )
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""The verbs after training: which point to use, and the folder to share."""
+"""The verb after training: which checkpoint to use, and how."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.answers import pick_text, share_text
+from variegate.answers import pick_text
 from variegate.cli.words import Base, ClassNoun, Encoders, Seed, TrainImages, Trigger, verb
 from variegate.console import Door
 from variegate.errors import RequestError
@@ -80,35 +80,6 @@ def pick(
         door.warn(warning)
     document = found.to_json()
     door.answer(document, pick_text(document))
-
-
-@verb
-def share(
-    door: Door,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or what `pick` wrote.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The folder to make; `share` in the run without it.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What the files are called.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option("--base-model", help="The base's name on the Hub: OWNER/NAME.")
-    ] = None,
-    private: Annotated[
-        bool,
-        typer.Option(
-            "--private", help="Without prompts and captions; of --push, a private repository."
-        ),
-    ] = False,
-    push: Annotated[str | None, typer.Option(help="Upload it to the Hub as OWNER/NAME.")] = None,
-) -> None:
-    """A folder ready for the Hub, Civitai and A1111: weights, card, pictures, recipe."""
-    from variegate.share import share as room
-
-    found = room(run, out=out, name=name, base_model=base_model, private=private, push=push)
-    for warning in found.warnings:
-        door.warn(warning)
-    document = found.to_json()
-    door.answer(document, share_text(document))
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -31,8 +31,9 @@ from variegate.bench.suite import Cell  # noqa: E402
 from variegate.bench.testbed import POCKET  # noqa: E402
 from variegate.bench.truth import Row, read_folder, truth  # noqa: E402
 from variegate.images import ImageSet, cache_dir  # noqa: E402
-from variegate.pick.choosing import MARGIN, SHARE, Bench, pick, plain_of  # noqa: E402
+from variegate.pick.choosing import MARGIN, SHARE, pick, plain_of  # noqa: E402
 from variegate.pick.points import checkpoints_of, grid  # noqa: E402
+from variegate.pick.stand import Bench  # noqa: E402
 from variegate.recipe import Checkpoints, Recipe  # noqa: E402
 from variegate.run import Run  # noqa: E402
 from variegate.train import train  # noqa: E402

@@ -21,7 +21,8 @@ VERBS = (
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),
-    *(files.strategies, files.inspect, files.convert, files.share, files.recipe, files.cache, files.doctor),
+    *(files.strategies, files.inspect, files.convert, files.share),
+    *(files.recipe, files.cache, files.doctor),
 )
 
 app = typer.Typer(

@@ -127,8 +127,7 @@ def race(
     if needed > budget:
         raise RequestError(
             f"{len(found.points)} points want {needed} pictures to be looked at once; found a "
-            f"budget of {budget}; raise --samples or --share, or name fewer strengths, guidance "
-            "scales or checkpoints"
+            f"budget of {budget}"
         )
     size, going = first, list(found.points)
     while True:

@@ -168,3 +168,18 @@ def test_a_test_that_may_rule_out_wants_more_than_a_mean() -> None:
     assert surely_above([0.3, 0.31, 0.29, 0.3])
     assert not surely_above([0.5])
     assert not surely_above([0.3, 0.31, 0.29, 0.3], than=0.4)
+
+
+def test_a_point_that_is_as_like_but_of_somebody_else_is_ruled_out() -> None:
+    other = POINTS[-2]  # the last checkpoint at strength 1 and the lower scale
+
+    class Swapped(Made):
+        def differences(self, left: Point, right: Point) -> Differences:
+            gap = super().differences(left, right)
+            lost = -0.3 if right == other else 0.0
+            return Differences(
+                gap.variety, gap.likeness, tuple((lost - 0.001, lost) * 2 for _ in gap.likeness)
+            )
+
+    assert other not in run(Made(0)).ruled_out
+    assert "less like than" in run(Swapped(0)).ruled_out[other].why

@@ -157,27 +157,39 @@ def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
     pictures on the whole, and of somebody else.
     """
     name, who = "subject_kept", left.identity
-    lines = {line.prompt: line for line in right.of_group("trigger")}
-    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
-    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 0]
-    if len(shared) < 2:
-        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
-    alike, unlike = list[float](), list[float]()
-    for a, b in shared:
-        k = min(a.paired, b.paired)
-        own = who.of_adapter(a)[:k]
-        alike.append(float((own * right.identity.of_adapter(b)[:k]).sum(1).mean()))
-        unlike.append(float((own * who.of_base(a)[:k]).sum(1).mean()))
-    room = 1 - float(np.mean(unlike))
-    if room < LEAST_RANGE:
-        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
-    kept = 1 - (1 - np.array(alike)) / room
+    lost = paired_subject(left, right)
+    if isinstance(lost, Missing):
+        return lost
+    kept = 1 + np.array([np.mean(own) for own in lost])
     low, high = np.quantile(kept[_resampled(name, len(kept))].mean(1), (0.025, 0.975))
     value = float(kept.mean())
     source = f"{who.encoder}, the same prompts and seeds, percentile bootstrap over prompts"
     bounds = min(float(low), value), max(float(high), value)
     unit = "1 the same subject, 0 the base's"
     return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
+
+
+def paired_subject(
+    left: Evidence, right: Evidence, *, least: int = 2
+) -> tuple[tuple[float, ...], ...] | Missing:
+    """What `subject_kept` is the mean of, less 1: what the right adapter's picture lost of the left
+    one's subject, seed by seed of each trigger prompt that both were asked. least: such prompts."""
+    name, who = "subject_kept", left.identity
+    lines = {line.prompt: line for line in right.of_group("trigger")}
+    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 0]
+    if len(shared) < least:
+        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
+    alike, unlike = list[list[float]](), list[float]()
+    for a, b in shared:
+        k = min(a.paired, b.paired)
+        own = who.of_adapter(a)[:k]
+        alike.append((own * right.identity.of_adapter(b)[:k]).sum(1).tolist())
+        unlike.append(float((own * who.of_base(a)[:k]).sum(1).mean()))
+    room = 1 - float(np.mean(unlike))
+    if room < LEAST_RANGE:
+        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
+    return tuple(tuple((cosine - 1) / room for cosine in own) for own in alike)
 
 
 def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:

@@ -187,8 +187,8 @@ def pick(
     if least > budget:
         raise RequestError(
             f"{len(points)} points want {least} pictures at least, to be looked at once and the "
-            f"choice checked; found a budget of {budget}; raise --samples or --share, or name fewer "
-            "strengths, guidance scales or checkpoints"
+            f"choice checked; found a budget of {budget}; raise --samples or --share, or name "
+            "fewer strengths, guidance scales or checkpoints"
         )
     out = (out or folder / WHERE).resolve()
     try:

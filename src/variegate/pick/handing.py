@@ -114,7 +114,7 @@ def export(
     main = write(learnt, out / f"{stem}.safetensors")
     stamp(main, verdict)
     shown = _pictures(bench, point, main, out / "pictures")
-    beside = write_sidecar(main, preview=shown[0].file)
+    beside = write_sidecar(main, preview=shown.pictures[0].file)
     files = {"a1111": str(main), "sidecar": str(beside[0])}
     files |= {"preview": str(beside[1])} if len(beside) > 1 else {}
     try:
@@ -159,11 +159,7 @@ def page_rows(bench: Bench, points: Sequence[Point]) -> dict[str, Any]:
     """What the page shows: prompts and seeds, the base's pictures, those of each point of the
     front, and what these come nearest to of what was learnt."""
     shown = [line for group in ("trigger", "class") for line in _of(bench.searched, group)[:2]]
-    columns = [
-        {"prompt": line.adapter_prompt, "asked": line.base_prompt, "seed": seed}
-        for line in shown
-        for seed in line.seeds
-    ]
+    asked = [(line, seed) for line in shown for seed in line.seeds]
     base = {(p.prompt, p.seed): p.file for p in bench.draw_base(shown, bench.quick)}
     rows = []
     for point in points:
@@ -176,13 +172,16 @@ def page_rows(bench: Bench, points: Sequence[Point]) -> dict[str, Any]:
         rows.append(
             {
                 "point": point.name,
-                "files": [files.get((c["prompt"], c["seed"])) for c in columns],
+                "files": [files.get((line.adapter_prompt, seed)) for line, seed in asked],
                 "nearest": near,
             }
         )
     return {
-        "columns": columns,
-        "base": [base.get((c["asked"], c["seed"])) for c in columns],
+        "columns": [
+            {"prompt": line.adapter_prompt, "asked": line.base_prompt, "seed": seed}
+            for line, seed in asked
+        ],
+        "base": [base.get((line.base_prompt, seed)) for line, seed in asked],
         "rows": rows,
         "trigger": bench.trigger,
         "base_name": bench.base,

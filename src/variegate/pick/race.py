@@ -40,17 +40,24 @@ class Sight:
 @dataclass(frozen=True)
 class Differences:
     """Of two points at what both were asked, right minus left. variety: a logarithm for each
-    prompt. likeness: of each trigger prompt, one for each seed."""
+    prompt. likeness: of each trigger prompt, one for each seed. subject: likewise, what right lost
+    of left's own subject, in units of likeness; empty where that is not known."""
 
     variety: tuple[float, ...]
     likeness: tuple[tuple[float, ...], ...]
+    subject: tuple[tuple[float, ...], ...] = ()
 
     @property
-    def alike(self) -> tuple[float, ...]:
-        """The units of the test on likeness: prompts, or their pictures where they are few."""
-        if len(self.likeness) >= AT_LEAST_PROMPTS:
-            return tuple(float(np.mean(own)) for own in self.likeness)
-        return tuple(chain.from_iterable(self.likeness))
+    def sides(self) -> list[tuple[float, ...]]:
+        """The units of the tests on likeness, of either kind that is known."""
+        return [units(own) for own in (self.likeness, self.subject) if own]
+
+
+def units(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """What a test on likeness is asked of: prompts, or their pictures where they are few."""
+    if len(rows) >= AT_LEAST_PROMPTS:
+        return tuple(float(np.mean(own)) for own in rows)
+    return tuple(chain.from_iterable(rows))
 
 
 @runtime_checkable
@@ -178,8 +185,9 @@ def surely_above(values: Sequence[float], than: float = 0.0, *, alpha: float = A
 
 
 def too_unlike(found: Differences, margin: float) -> bool:
-    """Whether right is surely more than the margin less like the subject than left."""
-    return surely_above([-x for x in found.alike], margin)
+    """Whether right is surely more than the margin less like the subject than left: either the
+    training pictures', or left's own."""
+    return any(surely_above([-x for x in side], margin) for side in found.sides)
 
 
 def _judge(
@@ -197,15 +205,24 @@ def _judge(
     found.ruled_out.pop(reference, None)
     beside = {p: arena.differences(reference, p) for p in found.left if p != reference}
     for point, gap in beside.items():
+        # It may be as near to the training pictures on the whole, and of somebody else.
+        variety, own = found.promised[point]
+        if gap.subject:
+            own = min(own, like[reference] + float(np.mean(units(gap.subject))))
+        found.promised[point] = variety, own
         if too_unlike(gap, margin):
-            behind = -float(np.mean(gap.alike))
+            behind = -min(float(np.mean(side)) for side in gap.sides)
             found.ruled_out[point] = Ruled(
                 f"surely more than {100 * margin:.0f} points less like than {reference.words} "
                 f"({100 * behind:.0f} points)",
                 found.sights[point].prompts,
             )
     # Only what surely keeps the likeness may rule out others for having less variety.
-    sure = [p for p, gap in beside.items() if surely_above(gap.alike, -margin)]
+    sure = [
+        p
+        for p, gap in beside.items()
+        if gap.sides and all(surely_above(side, -margin) for side in gap.sides)
+    ]
     sure = [p for p in [reference, *sure] if p in found.left]
     for point in found.left:
         if point == reference:
@@ -269,7 +286,7 @@ def _promise(found: Race, seen: Sequence[Point], arena: Arena, each: int) -> Non
     gaps = [arena.differences(anchor, p) for p in seen if p != anchor]
     # A difference of two has twice the variance of one.
     variety = _pooled([gap.variety for gap in gaps]) / 2
-    likeness = _pooled([gap.alike for gap in gaps]) / 2
+    likeness = _pooled([units(gap.likeness) for gap in gaps]) / 2
     few = [len(gap.likeness) < AT_LEAST_PROMPTS for gap in gaps]
     per = each if few and all(few) else 1
     values = np.array([found.sights[p].variety for p in seen])

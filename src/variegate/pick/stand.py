@@ -16,7 +16,13 @@ from variegate.images import ImageSet, cache_dir
 from variegate.judged import short_hash
 from variegate.measure import Evidence, PlannedPrompt, gather, prompt_plan
 from variegate.measure.readings import likeness
-from variegate.measure.versus import gain, kept, paired_likeness, paired_variety
+from variegate.measure.versus import (
+    gain,
+    kept,
+    paired_likeness,
+    paired_subject,
+    paired_variety,
+)
 from variegate.measurement import Measurement, Missing
 from variegate.models import DiffusionModel
 from variegate.models import load as load_model
@@ -153,8 +159,7 @@ class Bench:
         return Sight(prompts, variety.value, like.value)
 
     def differences(self, left: Point, right: Point) -> Differences:
-        a, b = self.evidence[left], self.evidence[right]
-        return Differences(paired_variety(a, b), paired_likeness(a, b))
+        return differences(self.evidence[left], self.evidence[right])
 
     def variety(self, point: Point) -> Measurement | Missing:
         return kept(self.evidence[point])
@@ -185,7 +190,7 @@ class Bench:
         pictures = len(drawn) * sum(len(line.seeds) for line in plan)
         fell = ""
         if choice != reference:
-            gap = Differences((), paired_likeness(drawn[reference], drawn[choice]))
+            gap = differences(drawn[reference], drawn[choice])
             grown = gain(drawn[reference], drawn[choice])
             if too_unlike(gap, margin):
                 fell = (
@@ -260,6 +265,18 @@ class Bench:
         point = Point(last.name, last.step, 1.0, self.own.guidance_scale)
         out = self.home(point, self.quick) / "subject"
         return sample(self.model, last.adapter, asked, plan=self.quick, out=out, say=told)
+
+
+def differences(left: Evidence, right: Evidence) -> Differences:
+    """What the race compares of two points. What is lost of left's subject counts as likeness that
+    is lost: a share of left's own."""
+    lost = paired_subject(left, right, least=1)
+    like = likeness(left)
+    if isinstance(lost, Missing) or isinstance(like, Missing):
+        lost = ()
+    else:
+        lost = tuple(tuple(x * max(0.0, like.value) for x in own) for own in lost)
+    return Differences(paired_variety(left, right), paired_likeness(left, right), lost)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +126,8 @@ def strengths(votes: Sequence[Vote]) -> dict[str, Strength]:
     curved = met * q * (1 - q)
     beside = p / (1 + p) ** 2
     errors = np.sqrt(np.diag(np.linalg.inv(np.diag(curved.sum(1) + beside) - curved)))
-    found = {
-        name: Strength(
-            *(float(x) for x in (np.log(p[i]), np.log(p[i]) - half, np.log(p[i]) + half)),
-            votes=int(met[i].sum()),
-        )
-        for name, i in at.items()
-        if math.isfinite(half := NORMAL * float(errors[i]))
-    }
+    found = dict[str, Strength]()
+    for name, i in at.items():
+        value, half = float(np.log(p[i])), NORMAL * float(errors[i])
+        found[name] = Strength(value, value - half, value + half, int(met[i].sum()))
     return dict(sorted(found.items(), key=lambda each: (-each[1].value, each[0])))

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -153,7 +154,7 @@ def scatter(dots: Sequence[Dot], *, axes: tuple[str, str], label: str, prefix: s
         plot = figure.add_subplot()
         for dot in dots:
             hue = SERIES[(dot.series - 1) % MOST_SERIES]
-            thin = {"color": hue, "linewidth": 1.2, "alpha": 0.55 if dot.name else 0.2}
+            thin: Any = {"color": hue, "linewidth": 1.2, "alpha": 0.55 if dot.name else 0.2}
             if dot.across:
                 plot.plot(dot.across, [dot.y, dot.y], **thin)
             if dot.upward:

@@ -27,8 +27,10 @@ _KEPT = (
     *("modelspec.trigger_phrase", "modelspec.prediction_type", "modelspec.usage_hint"),
     *("modelspec.sai_model_spec", "modelspec.implementation"),
 )
-_NOTES = ("family", "kind", "keys", "tlora", "clip_skip", "zero_terminal_snr", "class")
-_NOTES += ("recommended",)
+_NOTES = (
+    *("family", "kind", "keys", "tlora", "clip_skip", "zero_terminal_snr", "class"),
+    "recommended",
+)
 
 
 def clean(value: Any) -> Any:

@@ -77,6 +77,7 @@ def _of_run(run: Run) -> Source:
         )
     adapter, recipe, warned = read(run.adapter_file), run.recipe, list[str]()
     verdict = _verdict(run.verdict_file, warned)
+    advised = recommended_of(adapter.metadata)
     return Source(
         adapter=adapter,
         verdict=verdict,
@@ -86,7 +87,8 @@ def _of_run(run: Run) -> Source:
         trigger=recipe.trigger or trigger_of(adapter.metadata),
         class_noun=recipe.class_noun,
         warnings=tuple(warned),
-        **recommended_of(adapter.metadata),
+        strength=advised.get("strength"),
+        guidance_scale=advised.get("guidance_scale"),
     )
 
 
@@ -99,6 +101,7 @@ def _of_pick(folder: Path, run: Run | None) -> Source:
         raise RequestError(f"{folder / PICK} names no adapter that lies beside it; pick once more")
     adapter = read(file)
     notes = own_notes(adapter.metadata)
+    advised = recommended_of(adapter.metadata)
     recipe = run.recipe if run else _recipe_beside(folder)
     try:
         verdict = Verdict.from_json(told["verdict"])
@@ -115,7 +118,8 @@ def _of_pick(folder: Path, run: Run | None) -> Source:
         class_noun=str(notes.get("class", "")),
         reason=str(told.get("reason", "")),
         warnings=tuple(warned),
-        **recommended_of(adapter.metadata),
+        strength=advised.get("strength"),
+        guidance_scale=advised.get("guidance_scale"),
     )
 
 
@@ -156,9 +160,9 @@ def _pictures(folder: Path, warned: list[str]) -> tuple[Drawn, ...]:
     """Some of the pictures under the trigger, of different prompts, else of any."""
     lines = list[dict[str, Any]]()
     if (folder / "metadata.jsonl").is_file():
-        for line in (folder / "metadata.jsonl").read_text(encoding="utf8").splitlines():
+        for text in (folder / "metadata.jsonl").read_text(encoding="utf8").splitlines():
             try:
-                found = json.loads(line)
+                found = json.loads(text)
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.blend.random_adapters import random_adapter
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from variegate.pick import handing, pick, stand
 from variegate.pick.points import Point
 from variegate.recipe import SamplingPlan
 from variegate.run import Run
+from variegate.share import share
 from variegate.train import train
 
 
@@ -116,6 +118,24 @@ def test_a_run_of_ours_gives_one_point_with_its_reason_and_every_file(run: Run) 
     assert str(run.folder) not in page
 
 
+def test_what_was_picked_is_what_is_shared(run: Run, tmp_path: Path) -> None:
+    found = picked(run)
+    for source in (run.folder, run.folder / "picked"):
+        shared = share(source, out=tmp_path / source.name)
+        card = (shared.folder / "README.md").read_text(encoding="utf8")
+        assert f"Recommended: strength {found['strength']:g}, guidance scale 1.4" in card
+        assert f"| {found['verdict']['measurements'][0]['value']:.2f} |" in card
+        assert "images/sample_5.png" in shared.files
+        assert "recipe.toml" in shared.files
+        with Image.open(shared.folder / "images" / "sample_0.png") as picture:
+            text = picture.info["parameters"]
+        assert text.split("\n")[0].endswith(f" <lora:{shared.name}:{found['strength']:g}>")
+        assert "CFG scale: 1.4" in text
+        beside = json.loads((shared.folder / f"{shared.name}.json").read_text())
+        assert beside["preferred weight"] == found["strength"]
+        assert str(run.folder.parent) not in card
+
+
 def test_the_same_call_draws_nothing_anew_and_says_the_same(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +212,7 @@ def test_what_cannot_be_picked_is_told_with_advice(run: Run, tmp_path: Path) -> 
         ({"samples": 0}, "0 samples; expected"),
         ({"margin": 1.0}, "margin 1; expected"),
         ({"strengths": (3.0,)}, "strength 3; expected"),
+        ({"out": run.folder}, "holds the checkpoints, which an export might overwrite"),
         ({"samples": 40}, "points want .* pictures at least.*raise --samples"),
     ):
         with pytest.raises(RequestError, match=words):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from variegate.errors import Interrupted, RequestError
+from variegate.formats.privacy import without_folders
 from variegate.judged import write_json
 from variegate.measure import Verdict, measure
 from variegate.measure.versus import gain, kept, likeness_versus
@@ -191,6 +192,10 @@ def pick(
             "fewer strengths, guidance scales or checkpoints"
         )
     out = (out or folder / WHERE).resolve()
+    if out in (folder.resolve(), *(c.file.resolve().parent for c in found)):
+        raise RequestError(
+            f"{out} holds the checkpoints, which an export might overwrite; name another folder"
+        )
     try:
         went = race(
             points,
@@ -305,7 +310,9 @@ def _settled(
     )
     write_json(out / "pick.json", found.to_json())
     shown = [each.point for each in placed if each.on_front]
-    write_picked(found.to_json(), grid=page_rows(bench, shown), out=found.page)
+    # The page is made to be sent; folders of this machine stay here.
+    public = found.to_json() | {"warnings": [without_folders(line) for line in warned]}
+    write_picked(public, grid=page_rows(bench, shown), out=found.page)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +128,7 @@ def export(
 
 def _stem(checkpoint: Checkpoint) -> str:
     """What the exported file is called: after what its header calls it, else after itself."""
-    name = checkpoint.adapter.metadata.get("ss_output_name", "") or checkpoint.name
+    name = checkpoint.metadata.get("ss_output_name", "") or checkpoint.name
     kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")
     return kept[:80] or "adapter"
 
@@ -144,7 +143,6 @@ def _pictures(bench: Bench, point: Point, file: Path, out: Path) -> ImageSet:
         for seed in line.seeds
     ]
     learnt = bench.adapters[point.checkpoint].adapter
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier pick
     return sample(
         bench.model,
         learnt,

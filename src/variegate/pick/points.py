@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,25 @@ _AI_TOOLKIT = 9  # digits of its steps, where kohya's epochs have six
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One adapter on the way. step: None where nobody says. order: where it stands on the way."""
+    """One adapter on the way, read when it is asked for: a dozen may not fit into memory. digest:
+    of all that shapes an answer. step: None where nobody says. order: its place on the way."""
 
     name: str
     file: Path
-    adapter: Adapter
+    family: str
+    metadata: dict[str, str]
+    digest: str
     step: int | None = None
     order: float = math.inf
+
+    @property
+    def adapter(self) -> Adapter:
+        return _read(self.file)
+
+
+@lru_cache(maxsize=2)
+def _read(file: Path) -> Adapter:
+    return read(file)
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ def checkpoints_of(folder: Path, *, most: int = MOST) -> tuple[list[Checkpoint],
             f"{folder} holds no checkpoint that can be picked: expected a run with checkpoints, or "
             f"LoRA files (.safetensors){why}"
         )
-    families = {c.adapter.family for c in found}
+    families = {c.family for c in found}
     if len(families) > 1:
         raise RequestError(
             f"{folder} holds adapters of {' and '.join(sorted(families))}; "
@@ -140,14 +153,17 @@ def _of_run(run: Run, told: list[str]) -> Iterator[Checkpoint]:
         except AdapterError as error:
             told.append(f"left out: {error}")
             continue
-        seen.add(adapter.digest())
-        step = step_of(folder)
-        yield Checkpoint(folder.name, folder / ADAPTER, adapter, step, float(step))
+        digest, step = adapter.digest(), step_of(folder)
+        seen.add(digest)
+        told_of = adapter.family, adapter.metadata, digest
+        yield Checkpoint(folder.name, folder / ADAPTER, *told_of, step, float(step))
     if run.adapter_file.is_file():
         adapter = read(run.adapter_file)
-        if adapter.digest() not in seen:  # averaged, or chosen by the guard and let go since
+        digest = adapter.digest()
+        if digest not in seen:  # averaged, or chosen by the guard and let go since
             step = int(result(run)["step"])
-            yield Checkpoint("adapter", run.adapter_file, adapter, step, step + 0.5)
+            told_of = adapter.family, adapter.metadata, digest
+            yield Checkpoint("adapter", run.adapter_file, *told_of, step, step + 0.5)
 
 
 def _of_folder(folder: Path, told: list[str]) -> Iterator[Checkpoint]:
@@ -164,7 +180,7 @@ def _of_folder(folder: Path, told: list[str]) -> Iterator[Checkpoint]:
             continue
         seen[digest] = stem
         step, order = place_of(stem, adapter.metadata)
-        yield Checkpoint(stem, file, adapter, step, order)
+        yield Checkpoint(stem, file, adapter.family, adapter.metadata, digest, step, order)
 
 
 def _candidates(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -93,7 +93,7 @@ class Bench:
 
         Raises: RequestError where nobody says what the trigger is.
         """
-        notes = found[-1].adapter.metadata
+        notes = found[-1].metadata
         recipe = run.recipe if run else None
         base = base or (recipe.base if recipe else None) or "pocket"
         trigger = trigger or (recipe.trigger if recipe else "") or trigger_of(notes)
@@ -173,8 +173,10 @@ class Bench:
         return ours, self.draw_base(self.searched, self.quick)
 
     def home(self, point: Point, sampling: SamplingPlan) -> Path:
-        of = self.adapter(point).digest(), str(point.guidance_scale), sampling.model_dump_json()
-        return cache_dir() / "picked" / short_hash(*of, str(self.model.id))
+        of = self.adapters[point.checkpoint].digest, str(point.strength), str(point.guidance_scale)
+        return (
+            cache_dir() / "picked" / short_hash(*of, sampling.model_dump_json(), str(self.model.id))
+        )
 
     def fresh(self, choice: Point, went: Race, margin: float) -> Fresh:
         """The choice and the reference at fresh prompts and seeds, with all denoising steps. Where

@@ -115,6 +115,36 @@ def repair_text(document: dict[str, Any]) -> str:
     return printable("\n".join(lines).strip(), keep="\n")
 
 
+def pick_text(document: dict[str, Any]) -> str:
+    """What to use, why, what cannot be told, the front, and where files and page are."""
+    lines = [document["reason"]]
+    lines += [document["cannot_tell"]] if document["cannot_tell"] else []
+    share = document["samples_used"] / max(1, document["samples_of_grid"])
+    lines += [
+        "",
+        f"{document['samples_used']} pictures were drawn, {share:.0%} of the full grid's; "
+        f"{document['stopped_because']}.",
+    ]
+    front = []
+    for point in document["front"]:
+        variety, likeness = (measurement_from_json(point[k]) for k in ("variety", "likeness"))
+        told = ", ".join(_measurement_line(m) for m in (variety, likeness))
+        mark = "*" if point["name"] == document["point"] else " "
+        front.append(f"{mark} {point['name']}: {told}")
+    lines += ["", _listed("On the front", front), "", f"adapter: {document['adapter']}"]
+    return printable("\n".join([*lines, f"Open {document['page']}"]), keep="\n")
+
+
+def share_text(document: dict[str, Any]) -> str:
+    """Where the folder is, what is in it, and where it went."""
+    lines = [_listed(document["folder"], document["files"])]
+    if document["pushed"]:
+        lines.append(f"uploaded: {document['pushed']}")
+    else:
+        lines.append("Nothing was uploaded; --push OWNER/NAME does.")
+    return printable("\n".join(lines), keep="\n")
+
+
 def strategies_text(menu: list[dict[str, Any]]) -> str:
     """Each strategy with its settings and their defaults."""
     blocks = []

@@ -34,6 +34,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import variegate
+import variegate.cli.choosing
 import variegate.cli.making
 import variegate.cli.proving
 import variegate.errors
@@ -100,7 +101,8 @@ def test_every_command_in_the_documents_parses(line: str) -> None:
 def draws_or_trains(command: Command) -> bool:
     """Whether a command needs a model: its verb makes adapters and pictures or compares such, it
     is given an adapter to be drawn with, or it names a base, a judge or a captioning model."""
-    making = (variegate.cli.making.__name__, variegate.cli.proving.__name__)
+    cli = variegate.cli
+    making = [module.__name__ for module in (cli.making, cli.proving, cli.choosing)]
     given = command.given
     asks = ("base", "model", "judge", "greedy", "tuned")
     return (
@@ -141,6 +143,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run in ("my_run", "toy"):
         (desk / "runs" / run).mkdir(parents=True)
         shutil.copy(desk / "lora.safetensors", desk / "runs" / run / "adapter.safetensors")
+        asked = Recipe.build(trigger="zqx", class_noun="toy")
+        (desk / "runs" / run / "recipe.toml").write_text(asked.to_toml(), encoding="utf8")
         rows = np.random.default_rng(0).normal(size=(2, 48, 16))
         prompts = [f"prompt {i // 4}" for i in range(48)]
         judged = variegate.measure(rows[0], rows[1], prompts=prompts).to_json()

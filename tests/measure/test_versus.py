@@ -12,7 +12,16 @@ from torch.nn import functional
 
 from variegate import seeds
 from variegate.measure import Evidence, Line, View
-from variegate.measure.versus import gain, likeness_versus, subject_kept, versus
+from variegate.measure.versus import (
+    gain,
+    kept,
+    likeness_versus,
+    paired_likeness,
+    paired_subject,
+    paired_variety,
+    subject_kept,
+    versus,
+)
 from variegate.measurement import Measurement, Missing
 
 PROMPTS, EACH = 8, 4
@@ -87,3 +96,32 @@ def test_without_trigger_prompts_nobody_can_tell_what_is_kept() -> None:
     assert isinstance(subject_kept(classes, classes), Missing)
     assert isinstance(likeness_versus(classes, classes), Missing)
     assert number(gain(classes, classes)).n == PROMPTS
+
+
+def test_the_pairs_are_what_the_gains_are_made_of() -> None:
+    narrow, wide = evidence(0.03, share=0.9), evidence(0.15, share=1.0)
+    logs = paired_variety(narrow, wide)
+    assert len(logs) == 2 * PROMPTS
+    assert sum(logs) > 0
+    assert paired_variety(wide, narrow) == pytest.approx([-x for x in logs])
+    assert paired_variety(wide, wide) == pytest.approx([0.0] * 2 * PROMPTS)
+    like = paired_likeness(narrow, wide)
+    assert [len(own) for own in like] == [EACH] * PROMPTS
+    mean = sum(map(sum, like)) / (PROMPTS * EACH)
+    assert mean == pytest.approx(number(likeness_versus(narrow, wide)).value, abs=1e-5)
+    lost = paired_subject(narrow, wide)
+    assert not isinstance(lost, Missing)
+    mean = 1 + sum(map(sum, lost)) / (PROMPTS * EACH)
+    assert mean == pytest.approx(number(subject_kept(narrow, wide)).value, abs=1e-5)
+
+
+def test_what_is_kept_is_the_mean_of_both_headlines_and_its_difference_the_gain() -> None:
+    narrow, wide = evidence(0.03, share=1.0), evidence(0.15, share=1.0)
+    own = number(kept(narrow))
+    assert own.low is not None
+    assert own.high is not None
+    assert own.low <= own.value <= own.high
+    gap = number(kept(wide)).value - own.value
+    assert gap == pytest.approx(number(gain(narrow, wide)).value)
+    bare = replace(narrow, lines=narrow.of_group("trigger"), layout=None)
+    assert isinstance(kept(bare), Missing)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import blending, files, judging, making, pictures, proving
+from variegate.cli import blending, choosing, files, judging, making, pictures, proving
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -17,10 +17,12 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
+    choosing.pick,
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),
-    *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),
+    *(files.strategies, files.inspect, files.convert, files.share),
+    *(files.recipe, files.cache, files.doctor),
 )
 
 app = typer.Typer(

@@ -1,4 +1,5 @@
-"""The verbs that tell: the menu, adapter files, recipes, the cache, the installation."""
+"""The verbs that tell: the menu, adapter files, what is shared, recipes, the cache, the
+installation."""
 
 from __future__ import annotations
 
@@ -67,6 +68,35 @@ def convert(
         told += f"; {kept.layers} cut to rank {rank}, which keeps {kept.mean:.1%} of them"
     facts["sidecar"] = [str(path.resolve()) for path in beside]
     door.answer(facts, told)
+
+
+@verb
+def share(
+    door: Door,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or what `pick` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make; `share` in the run without it.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the files are called.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="The base's name on the Hub: OWNER/NAME.")
+    ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private", help="Without prompts and captions; of --push, a private repository."
+        ),
+    ] = False,
+    push: Annotated[str | None, typer.Option(help="Upload it to the Hub as OWNER/NAME.")] = None,
+) -> None:
+    """A folder ready for the Hub, Civitai and A1111: weights, card, pictures, recipe."""
+    from variegate.share import share as room
+
+    found = room(run, out=out, name=name, base_model=base_model, private=private, push=push)
+    for warning in found.warnings:
+        door.warn(warning)
+    document = found.to_json()
+    door.answer(document, answers.share_text(document))
 
 
 @verb

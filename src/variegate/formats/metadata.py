@@ -289,6 +289,32 @@ def reading_of(metadata: Mapping[str, str]) -> Reading:
     )
 
 
+def usage_hint(strength: float, guidance_scale: float) -> str:
+    """How an adapter is best used, as ModelSpec's `usage_hint` says it.
+
+    >>> usage_hint(0.8, 5.0)
+    'strength 0.8, guidance scale 5'
+    """
+    return f"strength {strength:g}, guidance scale {guidance_scale:g}"
+
+
+def recommended_of(metadata: Mapping[str, str]) -> dict[str, float]:
+    """The strength and guidance scale that `pick` recommends in a header; empty where it does not.
+
+    >>> recommended_of({"variegate": '{"recommended": {"strength": 0.8, "guidance_scale": "?"}}'})
+    {'strength': 0.8}
+    """
+    noted = own_notes(metadata).get("recommended")
+    known = noted if isinstance(noted, dict) else {}
+    return {
+        key: float(value)
+        for key in ("strength", "guidance_scale")
+        if isinstance(value := known.get(key), int | float)
+        and not isinstance(value, bool)
+        and 0 < value <= 100
+    }
+
+
 def trigger_of(metadata: Mapping[str, str]) -> str:
     """The word that calls what was learnt, or "" when the header does not say."""
     return metadata.get("modelspec.trigger_phrase", "")

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from variegate.errors import AdapterError, ImagesError
-from variegate.formats.metadata import own_notes, trigger_of
+from variegate.formats.metadata import own_notes, recommended_of, trigger_of
 from variegate.formats.reading import read
 from variegate.images.decode import examine
 from variegate.run import write_atomically
@@ -26,6 +26,7 @@ PREVIEW_PIXELS = 512
 def write_sidecar(file: Path | str, *, preview: Path | None = None) -> list[Path]:
     """Write the JSON beside an adapter file, and a preview when a picture is given.
 
+    The preferred weight is the strength that `pick` recommends in the header, if it does.
     The picture is made small and loses its text: prompts and folders stay where they are.
     Raises: AdapterError when the file, ImagesError when the picture cannot be used.
     """
@@ -39,7 +40,8 @@ def write_sidecar(file: Path | str, *, preview: Path | None = None) -> list[Path
         "description": adapter.metadata.get("modelspec.title", ""),
         "sd version": VERSIONS.get(adapter.family, "Unknown"),
         "activation text": trigger_of(adapter.metadata),
-        "preferred weight": 0,  # A1111's word for: as the user has set it
+        # 0 is A1111's word for: as the user has set it.
+        "preferred weight": recommended_of(adapter.metadata).get("strength", 0),
         "negative text": "",
         "notes": sentence,
     }

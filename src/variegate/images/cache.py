@@ -16,6 +16,8 @@ KINDS = {
     "features": "what encoders saw in pictures",
     "base": "pictures drawn from base models",
     "measured": "pictures drawn to measure adapters",
+    "repaired": "pictures of repairs beside what they repair",
+    "picked": "pictures of checkpoints at several strengths and guidance scales",
     "latents": "pictures as autoencoders gave them",
     "bank": "runs that verdicts are calibrated on, with their pictures",
     "bench": "runs of the benchmark, and what was read of them",

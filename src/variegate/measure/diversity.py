@@ -135,6 +135,18 @@ def compare_variety(
     )
 
 
+def log_ratios(
+    adapter: Sequence[Float[Tensor, "_ d"]], base: Sequence[Float[Tensor, "_ d"]]
+) -> tuple[float, ...] | None:
+    """Of `compare_variety`, what stands behind its ratio, prompt by prompt, without its tests."""
+    bandwidth = median_distance(base)
+    if bandwidth <= 1e-9:
+        return None
+    sizes = [min(len(a), len(b)) for a, b in zip(adapter, base, strict=True)]
+    ours, theirs = (_numbers(sets, sizes, bandwidth=bandwidth, order=2) for sets in (adapter, base))
+    return tuple(float(x) for x in _log_ratios(ours, theirs))
+
+
 def _numbers(
     sets: Sequence[Tensor], sizes: Sequence[int], *, bandwidth: float, order: int
 ) -> list[float]:

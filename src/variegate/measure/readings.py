@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from variegate.measure import adherence, copying, diversity, repeats, retention, uncertainty
@@ -226,26 +227,33 @@ def _adherence_in_gray(
     return [*_difference(name, result.scaled, "higher", contrast, gray.encoder)[:1]]
 
 
+def likeness(evidence: Evidence) -> Reading:
+    """The measurement of that name alone."""
+    return _approach(evidence, "likeness", "trigger", retention.likeness)[0]
+
+
+def _approach(
+    evidence: Evidence,
+    name: str,
+    group: str,
+    measure: Callable[[View, tuple[Line, ...]], Difference | str],
+) -> list[Reading]:
+    who, lines = evidence.identity, evidence.of_group(group)
+    if who.train is None:
+        return [Missing(name, "no training pictures were given to compare with")]
+    if not lines:
+        return [Missing(name, f"no {group} prompts were drawn by both models")]
+    result = measure(who, lines)
+    if isinstance(result, str):
+        return [Missing(name, result)]
+    source = f"{who.encoder}, {group} prompts"
+    return list(_difference(name, result, "higher", "0 base, 1 subject", source))
+
+
 def _retention(evidence: Evidence) -> list[Reading]:
-    who, found = evidence.identity, list[Reading]()
-    nothing = "no training pictures were given to compare with"
-    for name, group, measure in (
-        ("likeness", "trigger", retention.likeness),
-        ("class_retention", "class", retention.class_retention),
-    ):
-        lines = evidence.of_group(group)
-        if who.train is None:
-            found.append(Missing(name, nothing))
-        elif not lines:
-            found.append(Missing(name, f"no {group} prompts were drawn by both models"))
-        else:
-            result = measure(who, lines)
-            source = f"{who.encoder}, {group} prompts"
-            found += (
-                [Missing(name, result)]
-                if isinstance(result, str)
-                else _difference(name, result, "higher", "0 base, 1 subject", source)
-            )
+    who = evidence.identity
+    found = _approach(evidence, "likeness", "trigger", retention.likeness)
+    found += _approach(evidence, "class_retention", "class", retention.class_retention)
     lines = evidence.of_group("class")
     if evidence.gray_identity and lines and who.train is not None and len(who.train) > 1:
         # Half of the way at least: what gray can hardly tell from the class excuses nothing.

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from variegate import seeds
 from variegate.measure.copying import find_copies
-from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
+from variegate.measure.diversity import AT_LEAST_PICTURES, log_ratios
 from variegate.measure.evidence import Evidence, Line, View
 from variegate.measure.retention import LEAST_RANGE, rises
 from variegate.measure.uncertainty import RESAMPLES
 from variegate.measurement import Measurement, Missing
+
+# A headline and the group of prompts that it is read from.
+_CLASS = ("variety_vs_base", "class")
+_TRIGGER = ("trigger_variety_vs_base", "trigger")
 
 
 def versus(left: Evidence, right: Evidence) -> list[Measurement | Missing]:
@@ -66,6 +70,63 @@ def gain(left: Evidence, right: Evidence) -> Measurement | Missing:
     return Measurement(name, value, *bounds, prompts, "higher", "of the base's", source=source)
 
 
+def kept(evidence: Evidence) -> Measurement | Missing:
+    """How much of its base's variety an adapter keeps: the mean of both headlines, or the one there
+    is. Prompts of either group are resampled."""
+    name, found = "variety_kept", list[tuple[str, np.ndarray]]()
+    for of, group, view in _headlines(evidence):
+        lines = [line for line in evidence.of_group(group) if _enough(line)]
+        ratios = _log_ratios(view, lines) if lines else None
+        if ratios is not None:
+            found.append((of, ratios))
+    if not found:
+        return Missing(name, "no prompt has four pictures of both models that can be compared")
+    draws = [np.exp(x[_resampled(of, len(x))].mean(1)) for of, x in found]
+    low, high = np.quantile(np.mean(draws, axis=0), (0.025, 0.975))
+    value = float(np.mean([np.exp(x.mean()) for _, x in found]))
+    source = "the mean of " + " and ".join(of for of, _ in found)
+    bounds = min(float(low), value), max(float(high), value)
+    prompts = sum(len(x) for _, x in found)
+    return Measurement(name, value, *bounds, prompts, "higher", "of the base's", source=source)
+
+
+def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
+    """How much more varied the right adapter is than the left, prompt by prompt of either group, as
+    a logarithm: what a sign flip or a bootstrap over prompts is asked of."""
+    found = list[float]()
+    for (name, group, ours), (_, _, theirs) in zip(
+        _headlines(left), _headlines(right), strict=True
+    ):
+        pair = _shared_ratios(name, group, left, right, ours, theirs, least=1)
+        if not isinstance(pair, Missing):
+            found += (float(x) for x in pair[1] - pair[0])
+    return tuple(found)
+
+
+def paired_likeness(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...]:
+    """How much liker the right adapter's trigger pictures are to the training pictures than the
+    left's, seed by seed of each prompt that both were asked; empty where that is not known."""
+    lines = {line.prompt: line for line in right.of_group("trigger")}
+    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    if not shared:
+        return ()
+    one = rises(left.identity, tuple(a for a, _ in shared))
+    other = rises(right.identity, tuple(b for _, b in shared))
+    if isinstance(one, str) or isinstance(other, str):
+        return ()
+    pairs = zip(one, other, shared, strict=True)
+    return tuple(
+        tuple(y - x for x, y in zip(a[:k], b[:k], strict=True))
+        for a, b, (line, its) in pairs
+        if (k := min(line.paired, its.paired))
+    )
+
+
+def _headlines(evidence: Evidence) -> list[tuple[str, str, View]]:
+    layout = [(*_TRIGGER, evidence.layout)] if evidence.layout else []
+    return [(*_CLASS, evidence.views[0]), *layout]
+
+
 def likeness_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
     """How much liker the right adapter's trigger pictures are to the training pictures than the
     left's: right minus left of `likeness`, over the prompts that both were asked."""
@@ -99,22 +160,10 @@ def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
     that are as near to the training pictures on the whole, and of somebody else.
     """
     name, who = "subject_kept", left.identity
-    lines = {line.prompt: line for line in right.of_group("trigger")}
-    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
-    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 1]
-    if len(shared) < 2:
-        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
-    found = list[tuple[float, float, float]]()
-    for a, b in shared:
-        k = min(a.paired, b.paired)
-        own, theirs = who.of_adapter(a)[:k], who.of_base(a)[:k]
-        new = right.identity.of_adapter(b)[:k]
-        found.append((_alike(own, new), _alike(own, own), _alike(own, theirs)))
-    alike, same, unlike = np.array(found).T
-    room = float(np.mean(same) - np.mean(unlike))
-    if room < LEAST_RANGE:
-        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
-    kept = 1 - (same - alike) / room
+    lost = paired_subject(left, right)
+    if isinstance(lost, Missing):
+        return lost
+    kept = 1 + np.array([np.mean(own) for own in lost])
     low, high = np.quantile(kept[_resampled(name, len(kept))].mean(1), (0.025, 0.975))
     value = float(kept.mean())
     source = f"{who.encoder}, the same prompts, percentile bootstrap over prompts"
@@ -123,11 +172,34 @@ def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
     return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
 
 
-def _alike(one: Float[Tensor, "k d"], other: Float[Tensor, "k d"]) -> float:
-    """The mean cosine of the rows of one with those of another but at their own places."""
+def paired_subject(
+    left: Evidence, right: Evidence, *, least: int = 2
+) -> tuple[tuple[float, ...], ...] | Missing:
+    """What `subject_kept` is the mean of, less 1: what the right adapter's picture lost of the left
+    one's subject, seed by seed of each trigger prompt that both were asked. least: such prompts."""
+    name, who = "subject_kept", left.identity
+    lines = {line.prompt: line for line in right.of_group("trigger")}
+    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 1]
+    if len(shared) < least:
+        return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
+    lost, way = list[Float[Tensor, " k"]](), list[float]()
+    for a, b in shared:
+        k = min(a.paired, b.paired)
+        own = who.of_adapter(a)[:k]
+        same = _alike(own, own)
+        lost.append(_alike(right.identity.of_adapter(b)[:k], own) - same)
+        way.append(float((same - _alike(who.of_base(a)[:k], own)).mean()))
+    room = float(np.mean(way))
+    if room < LEAST_RANGE:
+        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
+    return tuple(tuple((each / room).tolist()) for each in lost)
+
+
+def _alike(one: Float[Tensor, "k d"], other: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+    """Of each row the mean cosine to the rows of another, but the one at its own place."""
     cosines = one @ other.T
-    k = len(cosines)
-    return float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))
+    return (cosines.sum(1) - cosines.diagonal()) / (len(cosines) - 1)
 
 
 def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:
@@ -164,32 +236,49 @@ class _Gap:
 
 
 def _of_class(left: Evidence, right: Evidence) -> _Gap | Missing:
-    return _gap("variety_vs_base", "class", left, right, left.views[0], right.views[0])
+    return _gap(*_CLASS, left, right, left.views[0], right.views[0])
 
 
 def _of_trigger(left: Evidence, right: Evidence) -> _Gap | Missing:
-    name = "trigger_variety_vs_base"
     if not left.layout or not right.layout:
-        return Missing(name, "features alone do not show what surrounds the subject")
-    return _gap(name, "trigger", left, right, left.layout, right.layout)
+        return Missing(_TRIGGER[0], "features alone do not show what surrounds the subject")
+    return _gap(*_TRIGGER, left, right, left.layout, right.layout)
 
 
 def _gap(
     name: str, group: str, left: Evidence, right: Evidence, ours: View, theirs: View
 ) -> _Gap | Missing:
-    lines = {line.prompt: line for line in right.of_group(group)}
-    shared = [(a, lines[a.prompt]) for a in left.of_group(group) if a.prompt in lines]
-    shared = [(a, b) for a, b in shared if _enough(a) and _enough(b)]
-    if len(shared) < 2:
-        return Missing(name, f"fewer than two {group} prompts were drawn by both adapters")
-    one = _log_ratios(ours, [a for a, _ in shared], name)
-    other = _log_ratios(theirs, [b for _, b in shared], name)
-    if one is None or other is None:
-        return Missing(name, "the base's own pictures of each prompt are all alike")
+    found = _shared_ratios(name, group, left, right, ours, theirs)
+    if isinstance(found, Missing):
+        return found
+    one, other = found
     drawn = _resampled(name, len(one))
     gaps = np.exp(other[drawn].mean(1)) - np.exp(one[drawn].mean(1))
     value = float(np.exp(other.mean()) - np.exp(one.mean()))
-    return _Gap(name, value, gaps, len(shared), theirs.encoder)
+    return _Gap(name, value, gaps, len(one), theirs.encoder)
+
+
+def _shared_ratios(
+    name: str,
+    group: str,
+    left: Evidence,
+    right: Evidence,
+    ours: View,
+    theirs: View,
+    *,
+    least: int = 2,
+) -> tuple[np.ndarray, np.ndarray] | Missing:
+    """The log ratios to the base of both, at the prompts of a group that both were asked."""
+    lines = {line.prompt: line for line in right.of_group(group)}
+    shared = [(a, lines[a.prompt]) for a in left.of_group(group) if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if _enough(a) and _enough(b)]
+    if len(shared) < least:
+        return Missing(name, f"fewer than two {group} prompts were drawn by both adapters")
+    one = _log_ratios(ours, [a for a, _ in shared])
+    other = _log_ratios(theirs, [b for _, b in shared])
+    if one is None or other is None:
+        return Missing(name, "the base's own pictures of each prompt are all alike")
+    return one, other
 
 
 def _resampled(name: str, prompts: int) -> np.ndarray:
@@ -201,10 +290,8 @@ def _enough(line: Line) -> bool:
     return min(len(line.adapter_rows), len(line.base_rows)) >= AT_LEAST_PICTURES
 
 
-def _log_ratios(view: View, lines: list[Line], address: str) -> np.ndarray | None:
-    found = compare_variety(
-        [view.of_adapter(line) for line in lines],
-        [view.of_base(line) for line in lines],
-        address=address,
+def _log_ratios(view: View, lines: list[Line]) -> np.ndarray | None:
+    found = log_ratios(
+        [view.of_adapter(line) for line in lines], [view.of_base(line) for line in lines]
     )
-    return None if found is None else np.asarray(found.log_ratios)
+    return None if found is None else np.asarray(found)

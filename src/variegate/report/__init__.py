@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from variegate.report.comparison import write_comparison
 from variegate.report.page import write_report
+from variegate.report.picking import write_picked
 from variegate.report.scoreboard import write_scoreboard
 
-__all__ = ["write_comparison", "write_report", "write_scoreboard"]
+__all__ = ["write_comparison", "write_picked", "write_report", "write_scoreboard"]

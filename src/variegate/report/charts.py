@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -135,12 +136,15 @@ def _chart(family: str, parts: Mapping[str, Sequence[Point]], *, better: str, pr
 
 @dataclass(frozen=True)
 class Dot:
-    """One point of a scatter, in a series from 1, with its name where it is to be told."""
+    """One point of a scatter, in a series from 1, with its name where it is to be told, and what it
+    may be along either axis."""
 
     x: float
     y: float
     series: int
     name: str = ""
+    across: tuple[float, float] | None = None
+    upward: tuple[float, float] | None = None
 
 
 def scatter(dots: Sequence[Dot], *, axes: tuple[str, str], label: str, prefix: str) -> Markup:
@@ -150,6 +154,11 @@ def scatter(dots: Sequence[Dot], *, axes: tuple[str, str], label: str, prefix: s
         plot = figure.add_subplot()
         for dot in dots:
             hue = SERIES[(dot.series - 1) % MOST_SERIES]
+            thin: Any = {"color": hue, "linewidth": 1.2, "alpha": 0.55 if dot.name else 0.2}
+            if dot.across:
+                plot.plot(dot.across, [dot.y, dot.y], **thin)
+            if dot.upward:
+                plot.plot([dot.x, dot.x], dot.upward, **thin)
             plot.plot([dot.x], [dot.y], marker="o", ms=6 if dot.name else 4, color=hue)
         # From the top down, each name below the one before where they would touch.
         lowest: list[tuple[float, float]] = []

@@ -20,6 +20,7 @@ from variegate.measure.versus import (
     paired_subject,
     paired_variety,
     subject_kept,
+    subject_spread,
     versus,
 )
 from variegate.measurement import Measurement, Missing
@@ -88,6 +89,14 @@ def test_less_of_the_subject_is_less_kept_and_less_like() -> None:
 def test_a_subject_that_is_drawn_otherwise_is_kept_whole() -> None:
     own, again = (evidence(0.2, share=1.0, at=at) for at in ("ours", "others"))
     assert number(subject_kept(own, again)).value == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_subject_of_one_look_has_no_spread_and_a_varied_one_has_some() -> None:
+    spreads = [subject_spread(evidence(s, share=1.0)) for s in (0.0, 0.05, 0.2)]
+    assert spreads[0] == pytest.approx(0.0, abs=1e-5)
+    assert None not in spreads
+    assert spreads == sorted(spreads)  # type: ignore[type-var]
+    assert subject_spread(replace(evidence(0.1, share=1.0), lines=())) is None
 
 
 def test_without_trigger_prompts_nobody_can_tell_what_is_kept() -> None:

@@ -151,9 +151,7 @@ def repair(
     trigger: Trigger = None,
     class_noun: ClassNoun = None,
     encoder: Encoders = None,
-    price: Annotated[
-        float, typer.Option(help="The share of its likeness that may be lost.")
-    ] = 0.1,
+    price: Annotated[float, typer.Option(help="The share of its likeness that may be lost.")] = 0.1,
     tries: Annotated[int, typer.Option(min=1, help="How many repairs are drawn.")] = 24,
     timed: Annotated[
         bool,

@@ -196,6 +196,21 @@ def paired_subject(
     return tuple(tuple((each / room).tolist()) for each in lost)
 
 
+def subject_spread(evidence: Evidence) -> float | None:
+    """How much a subject's own pictures differ, in the units of `subject_kept`: 0 where all are of
+    one look, as much as they fall short of being the same. None where that cannot be told."""
+    who = evidence.identity
+    lines = [line for line in evidence.of_group("trigger") if line.paired > 1]
+    same, way = list[float](), list[float]()
+    for line in lines:
+        own = who.of_adapter(line)[: line.paired]
+        same.append(float(_alike(own, own).mean()))
+        way.append(same[-1] - float(_alike(who.of_base(line)[: line.paired], own).mean()))
+    if not lines or np.mean(way) < LEAST_RANGE:
+        return None
+    return float((1 - np.mean(same)) / np.mean(way))
+
+
 def _alike(one: Float[Tensor, "k d"], other: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
     """Of each row the mean cosine to the rows of another, but the one at its own place."""
     cosines = one @ other.T

@@ -41,7 +41,13 @@ from variegate.images import cache_dir
 from variegate.judged import keep_verdict, short_hash
 from variegate.measure import Evidence, PlannedPrompt, Verdict, measure, prompt_plan
 from variegate.measure import read as read_off
-from variegate.measure.versus import gain, likeness_versus, subject_kept, versus
+from variegate.measure.versus import (
+    gain,
+    likeness_versus,
+    subject_kept,
+    subject_spread,
+    versus,
+)
 from variegate.measurement import Measurement, Missing
 from variegate.pick.hearing import heard
 from variegate.pick.search import Knob, Score, Try, best_of, search
@@ -49,6 +55,7 @@ from variegate.progress import Say, silent
 from variegate.report import write_comparison
 
 PRICE = 0.1  # of the likeness that is measured, that may be lost for variety
+LEAST_PRICE = 0.03  # for an adapter whose own pictures are all alike: what chance moves
 TRIES = 24
 SEARCHED = {"class": 8, "trigger": 6}  # prompts that every try is drawn at
 FRESH = {"class": 16, "trigger": 12}  # prompts that the choice is drawn at once more
@@ -123,10 +130,10 @@ def repair(
     """Look for the edits that give an adapter most variety at no more than this price in likeness.
 
     Trigger and class noun default to what the adapter's file says. price: the share of its likeness
-    that may be lost: of what its own trigger pictures show, seed by seed, and of that to the
-    training pictures where these are given. tries: adapters that are drawn in the search, beside
-    the unrepaired one. timed: also let it act later in the noise, which only tools that know
-    T-LoRA's masks can draw. out: the file to write, beside the adapter by default; written only
+    that may be lost: of what its own trigger pictures show, and of that to the training pictures
+    where these are given; no more than its own pictures differ in. tries: adapters that are drawn
+    in the search, beside the unrepaired one. timed: also let it act later in the noise, which only
+    tools that know T-LoRA's masks can draw. out: the file to write, beside the adapter by default; written only
     when the fresh pictures show a gain within the price, or anyway. A page of the same name shows
     both either way. What was drawn is kept in the cache: the same call goes on where it stopped.
 
@@ -165,6 +172,7 @@ def repair(
             "keep while variety is given back; train it longer, or look whether the trigger is the "
             "right one"
         )
+    price = bench.fair(price)
     knobs = knobs_of(learnt, timed=timed, timesteps=int(judge.model.schedule.timesteps))
     tried = search(knobs, bench.score, tries=tries, price=price)
     later = _later(bench, tried, price) if beside else None
@@ -262,6 +270,12 @@ class Bench:
     def kept(self) -> float:
         """The unrepaired adapter's variety."""
         return _variety(self.before)
+
+    def fair(self, price: float) -> float:
+        """The price, or less: no more of the subject may go than its own pictures differ in. Where
+        all are of one look, an encoder sees little of what is lost."""
+        spread = subject_spread(self.before)
+        return price if spread is None else min(price, max(spread, LEAST_PRICE))
 
     @cached_property
     def before(self) -> Evidence:

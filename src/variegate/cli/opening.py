@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,15 +42,22 @@ def studio(
     from variegate import cli
     from variegate import studio as room
 
-    names = [v.__name__ for v in cli.VERBS]
     own = home or Path(os.environ.get("VARIEGATE_STUDIO") or Path.home() / "variegate")
+    own = own.expanduser().resolve()
+
+    def announce(address: str) -> None:
+        line = json.dumps({"address": address, "home": str(own)}) if door.as_json else address
+        print(line, file=sys.__stdout__, flush=True)
+        door.as_json = False  # that was the one answer
+
+    names = [v.__name__ for v in cli.VERBS]
     room.serve(
-        own.expanduser(),
+        own,
         verbs=names,
         port=port,
         open_browser=open_browser,
         listen=listen,
         password=password,
         watched=[Path("runs")],
+        announce=announce,
     )
-    door.answer({"home": str(own.expanduser().resolve())}, "")

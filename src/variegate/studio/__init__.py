@@ -12,7 +12,7 @@ import platform
 import socket
 import sys
 import webbrowser
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,9 @@ def serve(
     listen: str | None = None,
     password: str | None = None,
     watched: Iterable[Path] = (),
+    announce: Callable[[str], None] = print,
 ) -> None:
-    """Serve until stopped. Prints one line, the address with this start's key.
+    """Serve until stopped. announce: is told the address, with this start's key, once it listens.
 
     home: where pictures, runs and the queue lie. watched: more folders that are searched for runs.
     listen: an address of this machine that others can reach; only with a password.
@@ -65,7 +66,7 @@ def serve(
     )
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/?token={keys.token}"
-    print(address, file=sys.__stdout__, flush=True)
+    announce(address)
     if open_browser:
         webbrowser.open(address)
     config = uvicorn.Config(

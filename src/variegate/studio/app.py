@@ -146,6 +146,7 @@ def make_app(
         middleware=[Middleware(Walls, keys=keys, hosts=names, port=port), Middleware(SmallBodies)],
         exception_handlers={HTTPException: _http_fault, Exception: _own_fault},
     )
+    app.router.redirect_slashes = False
     app.state.studio = Studio(desk, keys, frozenset(verbs), Assets())
     app.state.session_cookie = Walls(app, keys=keys, hosts=names, port=port).session_cookie()
     return app

@@ -72,7 +72,9 @@ def view(function: View) -> Callable[[Request], Any]:
         try:
             form: dict[str, str] = {}
             if request.method not in ("GET", "HEAD"):
-                async with request.form(max_files=0, max_fields=4000) as sent:
+                async with request.form(
+                    max_files=0, max_fields=4000, max_part_size=MOST_FORM
+                ) as sent:
                     form = {k: v for k, v in sent.multi_items() if isinstance(v, str)}
             return await run_in_threadpool(function, studio, request, form)
         except NotHere:
@@ -129,7 +131,7 @@ def environment() -> Environment:
     return jinja
 
 
-def say_bytes(value: float) -> str:
+def say_bytes(value: int | float) -> str:
     """A size as people say it.
 
     >>> say_bytes(1_500_000), say_bytes(4.2e9)
@@ -141,7 +143,7 @@ def say_bytes(value: float) -> str:
     return f"{max(1, round(value / 1000))} kB"
 
 
-def say_seconds(value: float) -> str:
+def say_seconds(value: int | float) -> str:
     """A time as people guess it.
 
     >>> say_seconds(42), say_seconds(200), say_seconds(7300)
@@ -155,11 +157,13 @@ def say_seconds(value: float) -> str:
     return f"{whole // 3600} h {round(whole % 3600 / 60)} min"
 
 
-def say_percent(value: float) -> str:
+def say_percent(value: int | float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def number_in(form: Form, name: str, least: float, most: float, default: float) -> float:
+def number_in(
+    form: Form, name: str, least: int | float, most: int | float, default: int | float
+) -> int | float:
     """A number from a form, kept within its ends."""
     try:
         return min(most, max(least, float(form.get(name, ""))))

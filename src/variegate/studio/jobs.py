@@ -91,7 +91,8 @@ class Jobs:
     def all(self) -> list[Job]:
         """Every job: those that run, those that wait in their order, those that are over, latest
         first."""
-        found = [job for place in self.folder.iterdir() if (job := _read(place / "job.json"))]
+        places = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        found = [job for place in places if (job := _read(place / "job.json"))]
         ranks = {"running": 0, "waiting": 1}
         return sorted(
             found,
@@ -139,7 +140,7 @@ class Jobs:
                 place=max((j.place for j in self.all()), default=0.0) + 1,
                 made=time.time(),
             )
-            (self.folder / job.id).mkdir()
+            (self.folder / job.id).mkdir(parents=True)
             self._write(job)
         self.tick()
         return self.get(job.id) or job
@@ -193,6 +194,9 @@ class Jobs:
 
     def leave(self) -> None:
         """Let another be the keeper; what runs goes on."""
+        for child in self._children.values():
+            child.returncode = 0  # nobody waits for it here any more, and it is not to be warned of
+        self._children.clear()
         if self._keeper is not None:
             self._keeper.release()
             self._keeper = None

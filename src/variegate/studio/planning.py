@@ -105,7 +105,8 @@ def drawer(recipe: Recipe, edited: Mapping[str, str]) -> tuple[list[Group], list
         for name in Recipe.model_fields
         if name not in (*HIDDEN, "strategies") and _is_table(recipe, name)
     ]
-    return [general, *tables], [_strategy(n, recipe, edited) for n in Strategies.model_fields]
+    strategies = [_strategy(n, recipe, edited) for n in Strategies.model_fields]
+    return [general, *tables], sorted(strategies, key=lambda g: not g.on)
 
 
 def _is_table(recipe: Recipe, name: str) -> bool:

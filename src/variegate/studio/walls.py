@@ -179,8 +179,9 @@ class Walls:
 def _split(host: str) -> tuple[str, str]:
     """Name and port of a Host header; brackets stay around an IPv6 address."""
     if host.startswith("["):
-        name, _, rest = host.partition("]")
-        return f"{name}]", rest.removeprefix(":")
+        name, closed, rest = host.partition("]")
+        whole = closed and (not rest or rest.startswith(":"))
+        return (f"{name}]", rest.removeprefix(":")) if whole else ("", "")
     name, _, port = host.partition(":")
     return name, port
 

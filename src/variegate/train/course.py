@@ -37,7 +37,7 @@ class Course:
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
         panels = run.recipe.panels
-        self.panel = panels and Panel(run, learner, panels, looks=self.every)
+        self.panel = Panel(run, learner, panels, looks=self.every) if panels else None
         asked = run.recipe.probes.intruders
         self.intruders = Intruders(
             learner.on.base_weights(),

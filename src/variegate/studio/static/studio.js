@@ -63,7 +63,6 @@ htmx.defineExtension("morph", {
 });
 
 /* --- files -------------------------------------------------------------------------------- */
-const AT_ONCE = 3;
 const fill = (text, fields) => text.replace(/\{(\w+)\}/g, (_, name) => fields[name]);
 const stem = (name) => name.replace(/\.[^.]*$/, "");
 
@@ -79,31 +78,27 @@ async function send(zone, files) {
   zone.classList.add("busy");
   const say = () => { state.textContent = fill(state.dataset.going, { done: done + refused.length, total }); };
   say();
-  async function next() {
-    while (waiting.length) {
-      const file = waiting.shift();
-      const headers = {
-        "X-CSRF-Token": csrf,
-        "X-File-Name": encodeURIComponent(file.name).slice(0, 600),
-        "Content-Type": /\.zip$/i.test(file.name) ? "application/zip" : "application/octet-stream",
-      };
-      const caption = captions.get(stem(file.name));
-      if (caption !== undefined) headers["X-Caption"] = encodeURIComponent(caption.slice(0, 2000));
-      try {
-        const answer = await fetch(zone.dataset.upload, { method: "POST", body: file, headers });
-        const facts = await answer.json().catch(() => ({ why: answer.statusText }));
-        if (answer.ok) {
-          done += facts.taken;
-          went = facts.go || went;
-          for (const [name, why] of facts.refused || []) refused.push([name, why]);
-        } else refused.push([facts.file || file.name, facts.why]);
-      } catch (error) {
-        refused.push([file.name, state.dataset.lost]);
-      }
-      say();
+  for (const file of waiting) {  // one after another: they keep their order
+    const headers = {
+      "X-CSRF-Token": csrf,
+      "X-File-Name": encodeURIComponent(file.name).slice(0, 600),
+      "Content-Type": /\.zip$/i.test(file.name) ? "application/zip" : "application/octet-stream",
+    };
+    const caption = captions.get(stem(file.name));
+    if (caption !== undefined) headers["X-Caption"] = encodeURIComponent(caption.slice(0, 2000));
+    try {
+      const answer = await fetch(zone.dataset.upload, { method: "POST", body: file, headers });
+      const facts = await answer.json().catch(() => ({ why: answer.statusText }));
+      if (answer.ok) {
+        done += facts.taken;
+        went = facts.go || went;
+        for (const [name, why] of facts.refused || []) refused.push([name, why]);
+      } else refused.push([facts.file || file.name, facts.why]);
+    } catch (error) {
+      refused.push([file.name, state.dataset.lost]);
     }
+    say();
   }
-  await Promise.all(Array.from({ length: AT_ONCE }, next));
   zone.classList.remove("busy");
   state.textContent = fill(state.dataset.done, { done });
   if (refused.length) {

@@ -251,7 +251,7 @@ def _count(votes: Path) -> int:
 def _nearest(studio: Studio, record: RunRecord) -> list[dict[str, Any]]:
     """Samples of the verdict beside the training picture that each comes nearest to."""
     listed, home = record.evidence.get("nearest"), record.folder.resolve()
-    made = []
+    made: list[dict[str, Any]] = []
     for pair in listed if isinstance(listed, list) else ():
         if not isinstance(pair, dict) or len(made) == MOST_NEAREST:
             continue

@@ -58,6 +58,7 @@ def preview(studio: Studio, request: Request, form: Form) -> Response:
 
 def all_entries(studio: Studio, request: Request, form: Form) -> Response:
     """The drawer, as the cards and the slider leave it, with what was changed in it."""
+    found(studio.desk.set(request.path_params["set"]))
     given = dict(request.query_params)
     asked = _asked(studio, given)
     edited = _edited(given)

@@ -47,8 +47,8 @@ def studio(
 
     def announce(address: str) -> None:
         line = json.dumps({"address": address, "home": str(own)}) if door.as_json else address
+        door.as_json = False  # this is the one answer
         print(line, file=sys.__stdout__, flush=True)
-        door.as_json = False  # that was the one answer
 
     names = [v.__name__ for v in cli.VERBS]
     room.serve(

@@ -101,6 +101,8 @@ def draws_or_trains(command: Command) -> bool:
     """Whether a command needs a model: its verb makes adapters and pictures or compares such, it
     is given an adapter to be drawn with, or it names a base, a judge or a captioning model."""
     making = (variegate.cli.making.__name__, variegate.cli.proving.__name__)
+    if command.words[0] == "studio":  # it stays until it is stopped
+        return True
     given = command.given
     asks = ("base", "model", "judge", "greedy", "tuned")
     return (

@@ -30,7 +30,14 @@ PUT_TOGETHER = (
     *("plan.because_", "plan.group_", "plan.unknown_", "plan.time", "plan.memory", "plan.disk"),
     *("live.tone_", "live.dial_", "live.also_", "live.plot_", "live.lines_", "live.event_"),
     *("live.finish_", "live.told_", "check.price_", "check.preset_", "check.fact_"),
-    *("check.failed_", "blend.method_", "tune.range_", "doctor.", "pictures.different_"),
+    *(
+        "check.failed_",
+        "report.side_",
+        "blend.method_",
+        "tune.range_",
+        "doctor.",
+        "pictures.different_",
+    ),
 )
 
 

@@ -50,9 +50,7 @@ class Desk:
         self.home = home.resolve()
         for name in ("pictures", "runs", "checks", "blends", "jobs"):
             _make(self.home / name)
-        self.watched = tuple(
-            dict.fromkeys([self.home / "runs", *(w.resolve() for w in watched if w.is_dir())])
-        )
+        self.watched = tuple(dict.fromkeys([self.home / "runs", *(w.resolve() for w in watched)]))
         self._key = _own_key(self.home / ".key")
         self._listed: tuple[float, list[RunPlace]] = (0.0, [])
         self._pictures: dict[str, Path] = {}

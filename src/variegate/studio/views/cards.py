@@ -8,6 +8,7 @@ from pathlib import Path
 
 from variegate.errors import RunError
 from variegate.report.page import Chip, chips
+from variegate.report.pictures import pair
 from variegate.report.record import RunRecord
 from variegate.studio.desk import RunPlace
 from variegate.studio.frame import Studio
@@ -62,6 +63,22 @@ def last_pictures(record: RunRecord, most: int = 4) -> list[Path]:
         samples = list(record.panels[-1].samples)
     stride = max(1, len(samples) // most)
     return [s.file for s in samples[::stride][:most] if s.file is not None]
+
+
+def sides(studio: Studio, record: RunRecord) -> list[list[tuple[str, str, list[str]]]]:
+    """For each group of prompts the base's pictures and the adapter's, seed by seed: what a side
+    is called, its prompt, and its pictures."""
+    made = []
+    for group in pair([record.base, record.adapter], prompts=1, seeds=6):
+        for row in group.rows[:1]:
+            shown = [
+                (name, prompt, [studio.desk.show(s.file) if s else "" for s in samples])
+                for name, prompt, samples in zip(
+                    ("base", "adapter"), row.prompts, row.sides, strict=True
+                )
+            ]
+            made.append([side for side in shown if any(side[2])])
+    return [group for group in made if group]
 
 
 def works_on(job: Job, folder: Path) -> bool:

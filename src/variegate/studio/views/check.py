@@ -20,6 +20,7 @@ from variegate.studio.desk import read_json, write_json
 from variegate.studio.frame import Form, NotHere, Refused, Studio, found, go, page
 from variegate.studio.incoming import TooLarge, receive
 from variegate.studio.jobs import Job
+from variegate.studio.views.cards import sides
 from variegate.studio.views.runs import download, framed
 from variegate.studio.watching import stage_of
 
@@ -239,6 +240,7 @@ def _context(studio: Studio, place: Path) -> dict[str, Any]:
         "verdict": verdict,
         "chips": chips(verdict),
         "numbers": headline_numbers(verdict) if verdict else [],
+        "sides": sides(studio, studio.desk.record(place / "verdict")) if verdict else [],
         "mended": mended if mended and "error" not in mended else None,
         "has_file": (place / "repaired.safetensors").is_file(),
         "has_page": (place / "verdict" / "report.html").is_file(),

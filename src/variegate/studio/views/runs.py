@@ -20,7 +20,7 @@ from variegate.run import Run
 from variegate.studio.desk import RunPlace
 from variegate.studio.frame import Form, NotHere, Refused, Studio, found, go, page, render
 from variegate.studio.jobs import Job, at_work, is_learning
-from variegate.studio.views.cards import job_lines, run_cards, works_on
+from variegate.studio.views.cards import job_lines, run_cards, sides, works_on
 from variegate.studio.watching import as_json, clock, curves, dials, events, film, stage_of
 
 PER_PAGE = 24
@@ -198,6 +198,7 @@ def report(studio: Studio, request: Request, form: Form) -> Response:
         record=record,
         chips=chips(verdict),
         numbers=headline_numbers(verdict) if verdict else [],
+        sides=sides(studio, record),
         there=(place.folder / "report.html").is_file(),
         adapter=(place.folder / "adapter.safetensors").is_file(),
         job=_job(studio, place),

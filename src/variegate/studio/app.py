@@ -113,6 +113,7 @@ def routes() -> list[BaseRoute]:
         ("/blend", post, view(blend.make)),
         ("/blend/{blend:id}", get, view(blend.one)),
         ("/blend/{blend:id}/state", get, view(blend.state)),
+        ("/blend/{blend:id}/check", post, view(check.from_blend)),
         ("/blend/{blend:id}/file", get, view(blend.file)),
         ("/tune", get, view(tune.listing)),
         ("/tune", post, view(tune.start)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -79,28 +81,37 @@ def from_run(studio: Studio, request: Request, form: Form) -> Response:
     if not file.is_file():
         raise NotHere
     recipe = studio.desk.record(place.folder).recipe or {}
+    facts = {
+        "trigger": str(recipe.get("trigger") or ""),
+        "noun": str(recipe.get("class_noun") or ""),
+        "base": str(recipe.get("base") or ""),
+        "images": str(recipe.get("images") or ""),
+    }
+    return _begin(studio, file, {"name": place.name, **facts})
+
+
+def from_blend(studio: Studio, request: Request, form: Form) -> Response:
+    """A blend as a file to check."""
+    place = found(studio.desk.place("blends", request.path_params["blend"]))
+    file = place / "blend.safetensors"
+    if not file.is_file():
+        raise NotHere
+    names = read_json(place / ".blend.json").get("names")
+    told = " + ".join(map(str, names)) if isinstance(names, list) else "blend"
+    return _begin(studio, file, {"name": told[:120]})
+
+
+def _begin(studio: Studio, file: Path, facts: dict[str, str]) -> Response:
     made = studio.desk.new_place("checks")
     _link(file, made / "adapter.safetensors")
-    write_json(
-        made / ".check.json",
-        {
-            "name": place.name,
-            "trigger": str(recipe.get("trigger") or ""),
-            "noun": str(recipe.get("class_noun") or ""),
-            "base": str(recipe.get("base") or ""),
-            "images": str(recipe.get("images") or ""),
-        },
-    )
-    title = studio.words("jobs.inspect", name=place.name)
+    write_json(made / ".check.json", facts)
+    title = studio.words("jobs.inspect", name=facts["name"])
     words = ["inspect", str(made / "adapter.safetensors")]
     studio.desk.jobs.add(words, title=title, lane="desk", about=str(made))
     return go(f"/check/{studio.desk.id_of(made)}")
 
 
 def _link(file: Path, at: Path) -> None:
-    import os
-    import shutil
-
     try:
         os.link(file, at)
     except OSError:

@@ -214,3 +214,15 @@ def test_files_that_are_no_jobs_are_passed_over(queue: Jobs) -> None:
         (queue.folder / name / "job.json").write_text(text)
     assert queue.all() == []
     assert queue.get("../x") is None
+
+
+def test_earlier_answers_are_let_go_of_but_the_last_good_one(tmp_path: Path) -> None:
+    queue, made = Jobs(tmp_path / "jobs"), []  # not its keeper: nothing is begun
+    for state_after in ("done", "done", "failed", "stopped", "stopped"):
+        job = queue.add(["audit", "x"], title="look", lane="desk", about="/a/set")
+        queue._write(replace(job, state=state_after, ended=time.time()))
+        made.append(job.id)
+    other = queue.add(["audit", "y"], title="look", lane="desk", about="/another/set")
+    last = queue.add(["audit", "x"], title="look", lane="desk", about="/a/set")
+    left = {j.id for j in queue.all()}
+    assert left == {made[1], made[4], other.id, last.id}

@@ -119,7 +119,7 @@ class Desk:
         known = self._records.get(folder)
         if known is None or known[0] != stamp:
             known = (stamp, read_record(folder))
-            if len(self._records) > 64:
+            if len(self._records) > MOST_RUNS:
                 self._records.clear()
             self._records[folder] = known
         return known[1]

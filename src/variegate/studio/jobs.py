@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,7 @@ class Jobs:
             )
             (self.folder / job.id).mkdir(parents=True)
             self._write(job)
+            self._forget_before(job)
         self.tick()
         return self.get(job.id) or job
 
@@ -258,6 +260,16 @@ class Jobs:
         job = _ended(job, _answer(self.folder / job.id / "answer.json"), self.log(job))
         self._write(job)
         return job
+
+    def _forget_before(self, job: Job) -> None:
+        """Let go of what nobody reads any more: of earlier jobs of the same verb about the same,
+        all but the last that was done and the last of all."""
+        earlier = [j for j in self.of(job.about, job.verb) if j.over and j.id != job.id]
+        done = [j for j in earlier if j.state == "done"]
+        kept = {j.id for j in (*earlier[:1], *done[:1])}
+        for old in earlier if job.about else ():
+            if old.id not in kept:
+                shutil.rmtree(self.folder / old.id, ignore_errors=True)
 
     def _write(self, job: Job) -> None:
         document = {**asdict(job), "words": list(job.words)}

@@ -40,6 +40,7 @@ STEPS_AT = {-2: 0.6, -1: 0.8, 0: 1.0, 1: 1.25, 2: 1.5}  # of the recipe's steps
 HOLD_AT = {-2: 2.0, -1: 1.5, 0: 1.0, 1: 0.7, 2: 0.4}  # of the weight that holds to the base
 # Where audit calls a set small and thin (`audit.variety`), in effectively different pictures.
 FEW, THIN = 5, 10
+ENOUGH = 8  # earlier runs that an estimate goes by
 HIDDEN = ("base", "images", "trigger", "class_noun", "panels")  # asked for above the drawer
 Risk = Literal["low", "medium", "high"]
 
@@ -243,7 +244,9 @@ class Estimate:
 def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
     """By earlier runs on the same base in this home, nothing else: machines differ too much."""
     paces, after, sizes, peaks = [], [], [], []
-    for place in desk.runs()[:40]:
+    for place in desk.runs():
+        if len(paces) == ENOUGH:
+            break
         record = desk.record(place.folder)
         if not record.recipe or record.recipe.get("base", "pocket") != recipe.base:
             continue

@@ -125,7 +125,7 @@ def step_times(folder: Path) -> list[tuple[int, float]]:
     return list(_step_times(folder, facts.st_mtime_ns, facts.st_size))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _step_times(folder: Path, changed: int, size: int) -> tuple[tuple[int, float], ...]:
     """changed, size: what the journal was, so that it is read again when it is not that."""
     found: list[tuple[int, float]] = []

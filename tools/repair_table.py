@@ -45,7 +45,7 @@ from variegate.train import train  # noqa: E402
 AILMENTS = ("one-sided", "eight pictures", "four pictures", "silent captions", "one background")
 CONTENDERS = ("diffusers", "plain", "kohya", "OneTrainer")
 SEEDS = 3
-TRIES = 14  # of each search: what a few minutes of one core carry
+TRIES = 8  # of each search: what a few minutes of one core carry
 COLLAPSED = 0.8  # of the base's variety, by the judge: what has more is no collapsed adapter
 PRICE = 0.05  # the verb's default
 # Of whom each edit alone is told.

@@ -13,6 +13,12 @@ from variegate.errors import RecipeError
 from variegate.recipe import ADAPTER_KINDS, Recipe, Strategies
 
 
+def test_a_shipped_recipe_goes_by_the_path_it_has_in_the_repository_too() -> None:
+    assert recipes.read("recipes/subject.toml") == recipes.read("subject")
+    with pytest.raises(RecipeError, match=r"no recipe 'recipes/subjekt\.toml'"):
+        recipes.read("recipes/subjekt.toml")
+
+
 def test_every_strategy_of_the_recipe_has_its_facts_and_no_other() -> None:
     assert list(catalogue.FACTS) == list(Strategies.model_fields)
 

@@ -23,10 +23,10 @@ def rows(at: str, spread: float, *, middle: Float[Tensor, " d"]) -> Float[Tensor
     return functional.normalize(middle + spread * noise, dim=1)
 
 
-def evidence(spread: float, *, share: float) -> Evidence:
+def evidence(spread: float, *, share: float, at: str = "ours") -> Evidence:
     """An adapter whose pictures spread so far, `share` of the way from the base to the subject."""
     subject, other = torch.eye(16)[0], torch.eye(16)[1]
-    ours = rows("ours", spread, middle=share * subject + (1 - share) * other)
+    ours = rows(at, spread, middle=share * subject + (1 - share) * other)
     base = rows("base", 0.2, middle=other)
     view = View("made up", ours, base, rows("train", 0.05, middle=subject)[:6])
     lines = []
@@ -74,6 +74,11 @@ def test_less_of_the_subject_is_less_kept_and_less_like() -> None:
     fallen = number(likeness_versus(own, evidence(0.05, share=0.5)))
     assert fallen.high is not None
     assert fallen.high < 0
+
+
+def test_a_subject_that_is_drawn_otherwise_is_kept_whole() -> None:
+    own, again = (evidence(0.2, share=1.0, at=at) for at in ("ours", "others"))
+    assert number(subject_kept(own, again)).value == pytest.approx(1.0, abs=0.05)
 
 
 def test_without_trigger_prompts_nobody_can_tell_what_is_kept() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -54,6 +55,33 @@ def test_moments_are_those_of_the_inputs(model: Any) -> None:
             torch.testing.assert_close(moment, moment.mT)
             assert float(torch.linalg.eigvalsh(moment.double()).min()) > -1e-4
     assert not torch.allclose(own[f"{BLOCK}.attn2.to_k"], without[f"{BLOCK}.attn2.to_k"])
+
+
+def test_under_the_trigger_only_places_of_the_subject_count(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, plan, sampling = learnt(model), PLAN, SamplingPlan(steps=2, guidance_scale=1.0)
+
+    def left_half(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        masks = torch.zeros(len(images), *images.shape[2:])
+        masks[..., : masks.shape[-1] // 2] = 1
+        return masks, torch.ones(len(images))
+
+    name, inputs = f"{BLOCK}.attn1.to_q", list[torch.Tensor]()
+    layer = model.unet.get_submodule(name.removeprefix("unet."))
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
+    whole, without = heard(model, adapter, plan, sampling)
+    handle.remove()
+    under_trigger = torch.cat(inputs[-sampling.steps :])
+    side = math.isqrt(under_trigger.shape[1])
+    own = under_trigger.unflatten(1, (side, side))[:, :, : side // 2].flatten(0, 2).double()
+    monkeypatch.setattr("variegate.pick.hearing.find_masks", left_half)
+    masked, still = heard(model, adapter, plan, sampling)
+    torch.testing.assert_close(masked[name], (own.T @ own / len(own)).float(), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(masked[name], whole[name], rtol=1e-2)
+    words = f"{BLOCK}.attn2.to_k"
+    torch.testing.assert_close(masked[words], whole[words])
+    torch.testing.assert_close(still[name], without[name])
 
 
 def test_listening_leaves_no_trace(model: Any) -> None:

@@ -47,6 +47,15 @@ def test_a_tighter_price_finds_a_milder_repair() -> None:
     assert best_of(tried, price=0.03).edits == (Contrast(3.0), Weaken("text", 0.0))
 
 
+def test_an_edit_that_gives_next_to_nothing_is_left_out() -> None:
+    none = Try((), Score(0.2, 1.0))
+    one = Try((Contrast(3.0),), Score(0.6, 1.0))
+    two = Try((Contrast(3.0), Weaken("text", 0.5)), Score(0.63, 1.0))
+    assert best_of([none, one, two], price=0.05) is one
+    worth_it = Try(two.edits, Score(0.7, 1.0))
+    assert best_of([none, one, worth_it], price=0.05) is worth_it
+
+
 def test_no_more_is_drawn_than_was_asked_and_nothing_twice() -> None:
     for tries in (1, 4, 9, 200):
         asked: list[tuple[Edit, ...]] = []

@@ -37,8 +37,9 @@ RIDGE = 1e-4  # of the mean square heard: what two matrices of moments may diffe
 @dataclass(frozen=True)
 class Ground:
     """What edits stand on. weights: the base's, by canonical name of the layer. trigger, others:
-    second moments `[i, i]` of each layer's inputs, of the adapter under its trigger and of the base
-    without it; layers that are not there are left as they are by what needs them.
+    second moments `[i, i]` of each layer's inputs, of the adapter under its trigger where the
+    subject is, and of the base without it; layers that are not there are left as they are by what
+    needs them.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -189,15 +190,15 @@ class Align:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Each update answers to what its layer hears under the trigger, and not to what it hears
-    anyway.
+    """Each update answers to what its layer hears of the subject under the trigger, and not to what
+    it hears anyway.
 
     delta becomes c delta P, with P = T (T + price C)^-1: of all P the one that makes
-    E|delta x - delta P x|^2 over inputs x under the trigger (second moments T, with the adapter on)
-    plus price E|delta P y|^2 over inputs y without it (C, the base alone) the least, whatever delta
-    is. c makes it as strong under the trigger as it was, E|c delta P x|^2 = E|delta x|^2, and is
-    `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels, each place of the kernel
-    alike.
+    E|delta x - delta P x|^2 over inputs x of the subject (second moments T, under the trigger with
+    the adapter on) plus price E|delta P y|^2 over inputs y without it (C, the base alone) the
+    least, whatever delta is. c makes it as strong on the subject as it was, E|c delta P x|^2 =
+    E|delta x|^2, and is `MOST_FILLED` at most. Rank stays. Of a convolution x are its channels,
+    each place of the kernel alike.
 
     A ridge regression in closed form, as in Gandikota et al., Unified Concept Editing, 2024, arXiv
     2308.14761, section 4, there for the words that cross attention reads; that an update harms

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from variegate import seeds
 from variegate.measure.copying import find_copies
@@ -88,35 +90,44 @@ def likeness_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
 
 
 def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
-    """How much of the left adapter's subject the right one still draws: 1 for the left adapter
-    itself, 0 where the right one's pictures are no more like the left's than the base's are.
+    """How much of the left adapter's subject the right one still draws: 1 where its pictures are as
+    like the left's as those are to one another, 0 where they are no more so than the base's.
 
     By who is in the picture, each picture under the trigger beside the left adapter's of the same
-    prompt and seed. It sees what `likeness` does not: pictures that are as near to the training
-    pictures on the whole, and of somebody else.
+    prompt and the other seeds. One picture beside that of the same seed would also count what the
+    subject's own pictures differ in, such as its size. It sees what `likeness` does not: pictures
+    that are as near to the training pictures on the whole, and of somebody else.
     """
     name, who = "subject_kept", left.identity
     lines = {line.prompt: line for line in right.of_group("trigger")}
     shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
-    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 0]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 1]
     if len(shared) < 2:
         return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
-    alike, unlike = list[float](), list[float]()
+    found = list[tuple[float, float, float]]()
     for a, b in shared:
         k = min(a.paired, b.paired)
-        own = who.of_adapter(a)[:k]
-        alike.append(float((own * right.identity.of_adapter(b)[:k]).sum(1).mean()))
-        unlike.append(float((own * who.of_base(a)[:k]).sum(1).mean()))
-    room = 1 - float(np.mean(unlike))
+        own, theirs = who.of_adapter(a)[:k], who.of_base(a)[:k]
+        new = right.identity.of_adapter(b)[:k]
+        found.append((_alike(own, new), _alike(own, own), _alike(own, theirs)))
+    alike, same, unlike = np.array(found).T
+    room = float(np.mean(same) - np.mean(unlike))
     if room < LEAST_RANGE:
         return Missing(name, f"{who.encoder} finds the base's own pictures as like")
-    kept = 1 - (1 - np.array(alike)) / room
+    kept = 1 - (same - alike) / room
     low, high = np.quantile(kept[_resampled(name, len(kept))].mean(1), (0.025, 0.975))
     value = float(kept.mean())
-    source = f"{who.encoder}, the same prompts and seeds, percentile bootstrap over prompts"
+    source = f"{who.encoder}, the same prompts, percentile bootstrap over prompts"
     bounds = min(float(low), value), max(float(high), value)
     unit = "1 the same subject, 0 the base's"
     return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
+
+
+def _alike(one: Float[Tensor, "k d"], other: Float[Tensor, "k d"]) -> float:
+    """The mean cosine of the rows of one with those of another but at their own places."""
+    cosines = one @ other.T
+    k = len(cosines)
+    return float((cosines.sum() - cosines.diagonal().sum()) / (k * (k - 1)))
 
 
 def _copied(evidence: Evidence) -> dict[tuple[str, str], float]:

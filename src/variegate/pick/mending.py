@@ -57,7 +57,8 @@ HEARD = {"class": 32, "unrelated": 16, "trigger": 16}  # prompts that layers are
 LOST = 0.03  # of the base's variety: what is lost too little to be searched for
 LEARNT = 0.1  # of likeness, below which there is nothing to be kept
 BOTH = ("variety_vs_base", "trigger_variety_vs_base")
-CONTRASTS = (0.3, 1.0, 3.0, 10.0, 30.0)
+# Beyond these the judge saw more of the subject go than the measures do.
+CONTRASTS = (0.3, 1.0, 3.0, 5.0)
 TIMED = (Late(0.9, 0.7), Late(0.8, 0.5), Late(0.6, 0.4))
 BESIDE = TIMED[:2]  # what is tried of them, only to be told, where they are not asked for
 

@@ -13,6 +13,9 @@ from typing import Any
 from variegate.blend.edits import Edit, told
 
 NOTHING = 0.005  # of variety and likeness: what is moved less is not moved
+# What an edit more must give in variety to be taken: of many that were tried, some look this much
+# better by chance, and each costs a little likeness that measures do not see.
+AN_EDIT = 0.05
 SHORT = 5.0  # what a point of likeness below the floor costs, in points of variety
 
 
@@ -95,11 +98,11 @@ def search(
 
 
 def best_of(tried: Sequence[Try], *, price: float) -> Try:
-    """The most varied of those that are no more than `price` less like than the first, which was
-    not changed; the first where there is none."""
+    """The most varied, `AN_EDIT` off for each edit, of those that are no more than `price` less
+    like than the first, which was not changed; the first where there is none."""
     floor = (1 - price) * tried[0].score.likeness
     fine = [t for t in tried if t.score.likeness >= floor]
-    return max(fine, key=lambda t: t.score.variety, default=tried[0])
+    return max(fine, key=lambda t: t.score.variety - AN_EDIT * len(t.edits), default=tried[0])
 
 
 class _Walk:

@@ -24,15 +24,18 @@ def default_for(base: str | None) -> str:
 def read(name_or_file: str, *, settings: tuple[str, ...] = (), **given: Any) -> Recipe:
     """A recipe by shipped name or by path, with settings and given entries on top.
 
-    A name that ships wins over a file of the same name; `./subject` is always a file.
+    A name that ships wins over a file of the same name; `./subject` is always a file. Where there
+    is no file `recipes/subject.toml`, it is the name that ships.
 
     Raises: RecipeError when there is neither, or when the recipe has faults.
     """
-    if name_or_file in names():
-        file = resources.files(__name__) / f"{name_or_file}.toml"
-        with resources.as_file(file) as path:
-            return Recipe.read(path, settings=settings, **given)
     path = Path(name_or_file)
+    where_they_lie = path.parent == Path("recipes") and path.suffix == ".toml"
+    shipped = path.stem if where_they_lie and not path.exists() else name_or_file
+    if shipped in names():
+        file = resources.files(__name__) / f"{shipped}.toml"
+        with resources.as_file(file) as found:
+            return Recipe.read(found, settings=settings, **given)
     if not path.is_file():
         raise RecipeError(
             f"no recipe {name_or_file!r}: it is neither a file nor one of the shipped recipes "

@@ -164,6 +164,22 @@ def test_a_reports_page_is_in_a_box_of_its_own(house: House) -> None:
     assert policy.count("'sha256-") == 2
 
 
+def test_a_link_in_a_strange_run_leads_nowhere(house: House, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    visitor, run = house.visitor(), house.ids()["run"]
+    for name, path in (("report.html", "page"), ("adapter.safetensors", "adapter")):
+        (house.run / name).unlink(missing_ok=True)
+        (house.run / name).symlink_to(secret)
+        answer = visitor.get(f"/runs/{run}/{path}")
+        assert answer.status == 404
+        assert b"secret" not in answer.body
+    linked = house.desk.home / "runs" / "linked"
+    linked.symlink_to(house.run)
+    house.desk.forget_listing()
+    assert [r.folder for r in house.desk.runs()] == [house.run]
+
+
 def test_the_token_becomes_a_cookie_that_only_this_site_gets(house: House) -> None:
     visitor = house.visitor(inside=False)
     answer = visitor.get(f"/runs?token={house.keys.token}&from=3")

@@ -226,6 +226,8 @@ def run_page(studio: Studio, request: Request, form: Form) -> Response:
 def framed(file: Any) -> Response:
     """A report's page in a box: no script, no address, only the styles that it came with, each
     allowed by its own hash. It may come from anybody."""
+    if file.is_symlink():
+        raise NotHere
     try:
         text = file.read_text(encoding="utf8", errors="replace")
     except OSError as error:
@@ -252,7 +254,7 @@ def adapter(studio: Studio, request: Request, form: Form) -> Response:
 
 
 def download(file: Any, name: str) -> Response:
-    if not file.is_file():
+    if not file.is_file() or file.is_symlink():  # a link may lead to anything of the user's
         raise NotHere
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
     headers = {"content-security-policy": "sandbox; default-src 'none'"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -176,3 +177,28 @@ def test_every_reason_that_an_audit_gives_has_words() -> None:
     for reason in ("duplicates", "background", "palette", "composition", "place", "few"):
         assert words(f"plan.because_{reason}")
     assert json.dumps(words.names())
+
+
+def test_a_search_that_is_done_shows_its_front_and_what_to_take(house: House) -> None:
+    page = house.desk.home / "tunes" / "monsters" / "search" / "tuning.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<h1>a search</h1>")
+    job = house.desk.jobs.add(["tune", "x"], title="a search", lane="device", about="/x")
+    number = {"value": 0.8, "low": 0.7, "high": 0.9}
+    point = {"settings": ["adapter.rank=4"], "likeness": number, "variety": number}
+    answer = {
+        "front": [point],
+        "recommended": point | {"reason": "it has most of both"},
+        "page": str(page),
+    }
+    (house.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+    house.desk.jobs._write(replace(job, state="done"))
+    visitor = house.visitor()
+    text = visitor.get("/tune").text
+    assert "adapter.rank=4" in text
+    assert "It has most of both" in text
+    assert "70 % to 90 %" in text
+    assert "<h1>a search</h1>" in visitor.get(f"/tune/{job.id}/page").text
+    answer["page"] = "/etc/passwd"
+    (house.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+    assert visitor.get(f"/tune/{job.id}/page").status == 404

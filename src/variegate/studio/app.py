@@ -97,6 +97,7 @@ def routes() -> list[BaseRoute]:
         ("/runs/{run:id}/vote", get, view(compare.ballot)),
         ("/runs/{run:id}/vote", post, view(compare.vote)),
         ("/runs/{run:id}/pick", post, view(compare.pick)),
+        ("/runs/{run:id}/picked", get, view(compare.picked_page)),
         ("/runs/{run:id}/share", get, view(share.share)),
         ("/runs/{run:id}/share", post, view(share.make)),
         ("/runs/{run:id}/share/state", get, view(share.state)),
@@ -117,6 +118,7 @@ def routes() -> list[BaseRoute]:
         ("/blend/{blend:id}/file", get, view(blend.file)),
         ("/tune", get, view(tune.listing)),
         ("/tune", post, view(tune.start)),
+        ("/tune/{job:job}/page", get, view(tune.search_page)),
         ("/thumb/{picture:id}/{side:int}", get, thumb),
         ("/static/{name}", get, static),
     ]

@@ -98,10 +98,11 @@ class PictureSet:
             read = ImageSet.read(self.folder)
         except ImagesError:
             return []
+        home = self.folder.resolve()
         return [
             Shot(p.file.name, p.file, p.prompt)
             for p in read
-            if p.file is not None and p.file.parent == read_root(self.folder)
+            if p.file is not None and p.file.parent == home
         ]
 
     def shot(self, name: str) -> Shot | None:
@@ -242,10 +243,6 @@ class PictureSet:
     def _keep(self, steps: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(s) + "\n" for s in steps)
         _write(self.folder / ".undo.jsonl", text.encode())
-
-
-def read_root(folder: Path) -> Path:
-    return folder.resolve()
 
 
 def families(pairs: Iterable[Sequence[Any]]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def make(studio: Studio, request: Request, form: Form) -> Response:
     out = _out(studio, place)
     if any(not j.over for j in studio.desk.jobs.of(out, "share")):
         raise Refused(studio.words("live.already"))
+    shutil.rmtree(out, ignore_errors=True)  # what was packed before is packed anew
+    out.parent.mkdir(exist_ok=True)
     words = ["share", str(place.folder), "--out", str(out)]
     if form.get("private"):
         words.append("--private")

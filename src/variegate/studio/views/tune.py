@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from variegate.studio.frame import (
 )
 from variegate.studio.jobs import Job
 from variegate.studio.planning import recipe_of, settings_of
+from variegate.studio.views.runs import framed
 from variegate.studio.watching import Stage, stage_of
 
 # What an artist can let it try, by name in the texts: the words of --range.
@@ -33,6 +35,7 @@ RANGES = {
     "words": "strategies.caption_scene=on,off",
 }
 FIRST = ("size", "hold")
+MOST_POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Search:
     job: Job
     stage: Stage | None
     answer: dict[str, Any] | None
+    front: list[dict[str, Any]]
 
 
 def listing(studio: Studio, request: Request, form: Form) -> Response:
@@ -51,7 +55,8 @@ def listing(studio: Studio, request: Request, form: Form) -> Response:
         Search(
             j,
             stage_of(studio.desk.jobs.log(j)) if j.state == "running" else None,
-            studio.desk.jobs.answer(j) if j.state == "done" else None,
+            answer := studio.desk.jobs.answer(j) if j.state == "done" else None,
+            _front(answer) if answer else [],
         )
         for j in jobs
     ]
@@ -87,6 +92,28 @@ def start(studio: Studio, request: Request, form: Form) -> Response:
     title = studio.words("jobs.tune", name=pictures.name)
     studio.desk.jobs.add(words, title=title, lane="device", about=str(out))
     return go("/tune")
+
+
+def search_page(studio: Studio, request: Request, form: Form) -> Response:
+    """The page that a search wrote, if it lies in the studio's home."""
+    _refuse_without(studio)
+    job = found(studio.desk.jobs.get(request.path_params["job"]))
+    file = Path(str((studio.desk.jobs.answer(job) or {}).get("page", "")))
+    home = (studio.desk.home / "tunes").resolve()
+    if job.verb != "tune" or not file.is_file() or not file.resolve().is_relative_to(home):
+        raise NotHere
+    return framed(file)
+
+
+def _front(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points that none beats in both: settings, likeness and variety with their ranges."""
+    listed = answer.get("front")
+    wanted = ("settings", "likeness", "variety")
+    return [
+        point
+        for point in (listed if isinstance(listed, list) else ())
+        if isinstance(point, dict) and all(key in point for key in wanted)
+    ][:MOST_POINTS]
 
 
 def _refuse_without(studio: Studio) -> None:

@@ -18,7 +18,6 @@ from starlette.applications import Starlette
 from tests.report.drawn_runs import write_run
 
 from variegate.cli import VERBS
-from variegate.run import Run
 from variegate.studio.app import make_app
 from variegate.studio.desk import Desk, write_json
 from variegate.studio.jobs import Job
@@ -207,7 +206,3 @@ async def _answer(app: Starlette, scope: dict[str, Any], body: bytes | list[byte
         tuple(v for k, v in headers if k == "set-cookie"),
         b"".join(m.get("body", b"") for m in sent[1:]),
     )
-
-
-def reopened(house: House) -> Run:
-    return Run.open(house.run)

@@ -90,9 +90,9 @@ def test_from_pictures_to_a_shared_folder_with_the_server_killed_in_the_middle(
 
         # --- watched while it learns, asked for a picture and for what it has ----------------
         link = page.get_by_role("link", name="monster", exact=True).last
-        link.click(timeout=3 * MINUTES)
+        link.click(timeout=5 * MINUTES)
         state = page.get_by_test_id("state")
-        sync.expect(state).to_have_text("Learning", timeout=2 * MINUTES)
+        sync.expect(state).to_have_text("Learning", timeout=5 * MINUTES)
         sync.expect(page.locator(".where .figure")).to_have_text(
             re.compile(r"^([3-9]|\d\d) "), timeout=2 * MINUTES
         )
@@ -118,7 +118,7 @@ def test_from_pictures_to_a_shared_folder_with_the_server_killed_in_the_middle(
         # --- gone on with, to the verdict ------------------------------------------------------
         page.get_by_test_id("go-on").click()
         sync.expect(page.get_by_role("link", name="See the report")).to_be_visible(
-            timeout=6 * MINUTES
+            timeout=15 * MINUTES
         )
         assert len({line["step"] for line in Run.open(run).read_journal("step")}) == 60
         page.get_by_role("link", name="See the report").click()
@@ -144,7 +144,7 @@ def test_from_pictures_to_a_shared_folder_with_the_server_killed_in_the_middle(
         page.get_by_test_id("to-check").click()
         page.wait_for_url(re.compile("/check/[0-9a-f]{20}"))
         page.get_by_test_id("measure").click(timeout=2 * MINUTES)
-        page.get_by_test_id("repair").wait_for(timeout=4 * MINUTES)
+        page.get_by_test_id("repair").wait_for(timeout=8 * MINUTES)
         window.shot("journey-check")
         window.is_usable()
         assert window.complaints == []
@@ -183,7 +183,7 @@ def test_a_collapsed_adapter_is_dropped_in_and_repaired(tmp_path: Path) -> None:
         sync.expect(page.locator(".facts").first).to_contain_text("pocket", timeout=MINUTES)
         page.fill("#c-noun", "face")
         page.get_by_test_id("measure").click()
-        page.get_by_test_id("repair").click(timeout=4 * MINUTES)
+        page.get_by_test_id("repair").click(timeout=8 * MINUTES)
         jobs = Jobs(tmp_path / "home" / "jobs")
         until(lambda: any(j.verb == "repair" for j in jobs.all()), 1)
         until(lambda: all(j.over for j in jobs.all()), 12)
@@ -205,8 +205,8 @@ def test_a_run_from_the_command_line_is_seen_live(tmp_path: Path) -> None:
         window.to("/runs")
         by_hand = subprocess.Popen([sys.executable, "-m", "variegate", *words], cwd=tmp_path)
         try:
-            page.get_by_role("link", name="by-hand", exact=True).last.click(timeout=2 * MINUTES)
-            sync.expect(page.get_by_test_id("state")).to_have_text("Learning", timeout=2 * MINUTES)
+            page.get_by_role("link", name="by-hand", exact=True).last.click(timeout=5 * MINUTES)
+            sync.expect(page.get_by_test_id("state")).to_have_text("Learning", timeout=5 * MINUTES)
             figure = page.locator(".where .figure")
             for _ in range(3):  # it goes on without the page being loaded again
                 now = figure.inner_text()

@@ -1,11 +1,12 @@
 """The folder of one run, and the only file that knows its layout.
 
     recipe.toml  journal.jsonl  checkpoints/  adapter.safetensors  samples/base/  samples/adapter/
-    samples/panels/base/  samples/panels/step-000100/  verdict.json  report.html  control.json
-    run.lock
+    samples/panels/base/  samples/panels/step-000100/  kept/step-000100.safetensors  verdict.json
+    report.html  control.json  run.lock
 
 The journal is the record of a run: one JSON line per noted thing. A line that was torn by a
-crash is left out on reading, and so are steps that a later start took back.
+crash is left out on reading, and so are steps that a later start took back. Whoever watches a run
+asks things of it through control.json, which the run reads between two steps and takes away.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +28,10 @@ from variegate.recipe import Recipe
 
 # What a step leaves behind; a restart at step s takes back those beyond s.
 _OF_A_STEP = ("step", "probe", "spectra", "intruders", "panel", "checkpoint")
+
+# What can be asked of a run while it learns: to stop with all saved, to put aside the adapter as it
+# is now, to draw its panel now. None of them changes what is learnt.
+Ask = Literal["stop", "keep", "sample"]
 
 
 class Run:
@@ -138,6 +143,39 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    def kept(self, step: int) -> Path:
+        """Where the adapter of a step is that somebody asked to keep; pruning leaves it alone."""
+        return self.folder / "kept" / f"step-{step:06d}.safetensors"
+
+    @staticmethod
+    def ask(folder: Path, what: Ask) -> None:
+        """Ask something of the process that learns in a folder; it answers between two steps.
+
+        Raises: NoSpace when the folder cannot be written.
+        """
+        file = folder / "control.json"
+        asked = [*_asks(file), what]
+        try:
+            document = {"asked": list(dict.fromkeys(asked))}
+            write_atomically(file, json.dumps(document).encode())
+        except OSError as error:
+            raise NoSpace(f"{file} cannot be written: {error.strerror or error}") from error
+
+    def asked(self) -> list[Ask]:
+        """What has been asked since the last call, each thing once; a file that cannot be read
+        asks nothing."""
+        file = self.folder / "control.json"
+        if not file.exists():
+            return []
+        taken = file.with_name(".control.json.taken")
+        try:
+            os.replace(file, taken)  # what is asked from now on is another file
+            return _asks(taken)
+        except OSError:
+            return []
+        finally:
+            taken.unlink(missing_ok=True)
+
     @property
     def journal_file(self) -> Path:
         return Run.journal_in(self.folder)
@@ -224,6 +262,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _asks(file: Path) -> list[Ask]:
+    try:
+        listed = json.loads(file.read_bytes())["asked"]
+        return [known for known in get_args(Ask) if known in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _ends_line(file: Any) -> bool:

@@ -101,6 +101,8 @@ def test_every_command_in_the_documents_parses(line: str) -> None:
 def draws_or_trains(command: Command) -> bool:
     """Whether a command needs a model: its verb makes adapters and pictures or compares such, it
     is given an adapter to be drawn with, or it names a base, a judge or a captioning model."""
+    if command.words[0] == "studio":  # it stays until it is stopped
+        return True
     cli = variegate.cli
     making = [module.__name__ for module in (cli.making, cli.proving, cli.choosing)]
     given = command.given

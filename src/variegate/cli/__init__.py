@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import blending, choosing, files, judging, making, pictures, proving
+from variegate.cli import blending, choosing, files, judging, making, opening, pictures, proving
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -21,6 +21,7 @@ VERBS = (
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),
+    opening.studio,
     *(files.strategies, files.inspect, files.convert, files.share),
     *(files.recipe, files.cache, files.doctor),
 )

@@ -133,9 +133,10 @@ def repair(
     that may be lost: of what its own trigger pictures show, and of that to the training pictures
     where these are given; no more than its own pictures differ in. tries: adapters that are drawn
     in the search, beside the unrepaired one. timed: also let it act later in the noise, which only
-    tools that know T-LoRA's masks can draw. out: the file to write, beside the adapter by default; written only
-    when the fresh pictures show a gain within the price, or anyway. A page of the same name shows
-    both either way. What was drawn is kept in the cache: the same call goes on where it stopped.
+    tools that know T-LoRA's masks can draw. out: the file to write, beside the adapter by default;
+    written only when the fresh pictures show a gain within the price, or anyway. A page of the same
+    name shows both either way. What was drawn is kept in the cache: the same call goes on where it
+    stopped.
 
     Raises: RequestError for an ensemble, an adapter without a trigger or likeness, and numbers that
     make no sense; AdapterError when it does not fit the base.

@@ -6,8 +6,11 @@ import math
 import shutil
 from dataclasses import asdict
 
+from variegate import formats
 from variegate.adapter import Adapter
-from variegate.run import Run
+from variegate.errors import NoSpace
+from variegate.recipe import Panels
+from variegate.run import Ask, Run
 from variegate.train.checkpoint import (
     Checkpoint,
     checkpoint_folders,
@@ -34,7 +37,7 @@ class Course:
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
         panels = run.recipe.panels
-        self.panel = panels and Panel(run, learner, panels, looks=self.every)
+        self.panel = Panel(run, learner, panels, looks=self.every) if panels else None
         asked = run.recipe.probes.intruders
         self.intruders = Intruders(
             learner.on.base_weights(),
@@ -86,6 +89,30 @@ class Course:
         self.stopping = order.reason if order.do == "stop" else ""
         self.learner.turn(self.stand.control)
         return order
+
+    def answer(self, step: int) -> list[Ask]:
+        """Do what was asked of the run since the last step, and say what it was; to stop is the
+        caller's."""
+        asked = self.run.asked()
+        if "sample" in asked:
+            if self.panel is None:
+                self.panel = Panel(self.run, self.learner, Panels(), looks=self.every, asked=True)
+                self.panel.begin()
+            self.panel.draw(step)
+        if "keep" in asked:
+            self._keep(step)
+        return asked
+
+    def _keep(self, step: int) -> None:
+        file = self.run.kept(step)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            formats.write(self.learner.adapter(self.data, step), file)
+        except (OSError, NoSpace) as error:  # the run need not end with a copy
+            self.run.journal("note", text=f"the adapter of step {step} was not kept: {error}")
+            return
+        path = file.relative_to(self.run.folder).as_posix()
+        self.run.journal("kept", step=step, path=path)
 
     def save(self, step: int, *, due: bool = False) -> None:
         """Keep a checkpoint if it is time to, or the guard may want this step again."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +89,7 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
     with run.locked(), stop_on_signals() as stop:
         if _is_finished(run):  # by another process, while this one waited
             return run
+        run.asked()  # what was left was asked of another process
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(run.recipe.images))
         say("load base", 0, 0, run.recipe.base)
@@ -192,13 +192,15 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
             lr, terms = learner.learn(batch, step)
             run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
             order = course.look(step)
+            if "stop" in course.answer(step):
+                stop.ask()
             course.save(step, due=stop.signal is not None or bool(course.stopping))
             say("train", step, plan.steps, f"loss {sum(terms.values()):.4f}")
             if order.do == "rewind":
                 step = course.go_back(order)
             if stop.signal is not None and step < plan.steps and not course.stopping:
                 course.save(step, due=True)  # where the signal came while the step was being noted
-                raise _interrupted(run, step, stop.signal)
+                raise _interrupted(run, step, stop)
 
         # --- what was learnt ---------------------------------------------------------------
         chosen = course.choose(step)
@@ -310,16 +312,16 @@ def _means(run: Run, model: Any, on: Attached, strategies: dict[str, Strategy]) 
 def _heed(stop: StopFlag, run: Run, step: int) -> None:
     """Raises: Interrupted when a stop was asked for before the first step."""
     if stop.signal is not None:
-        raise _interrupted(run, step, stop.signal)
+        raise _interrupted(run, step, stop)
 
 
-def _interrupted(run: Run, step: int, number: int) -> Interrupted:
-    name = signal.Signals(number).name
-    run.journal("finish", stopped_because=name, step=step)
+def _interrupted(run: Run, step: int, stop: StopFlag) -> Interrupted:
+    assert stop.signal is not None
+    run.journal("finish", stopped_because=stop.by, step=step)
     return Interrupted(
-        f"stopped by {name} after step {step} of {run.recipe.optimizer.steps}, all saved; go on "
+        f"stopped by {stop.by} after step {step} of {run.recipe.optimizer.steps}, all saved; go on "
         f"with: variegate train --resume {shlex.quote(str(run.folder))}",
-        number,
+        stop.signal,
     )
 
 

@@ -24,11 +24,13 @@ SHARE = 0.1  # of a run's time that may be spent on panels, the first and the la
 class Panel:
     """Draws the same pictures with whatever has been learnt; says in the journal where they are.
 
-    looks: steps between two looks of the probes.
+    looks: steps between two looks of the probes. asked: draw only when `draw` is called.
     """
 
-    def __init__(self, run: Run, learner: Learner, plan: Panels, *, looks: int) -> None:
-        self._run, self._learner = run, learner
+    def __init__(
+        self, run: Run, learner: Learner, plan: Panels, *, looks: int, asked: bool = False
+    ) -> None:
+        self._run, self._learner, self._asked = run, learner, asked
         self._requests = requests(run.recipe, plan, pocket=learner.model.pocket)
         given = {"steps": plan.steps, "guidance_scale": plan.guidance_scale}
         plain = {"variety": None, "methods": None}  # which draw finished adapters
@@ -44,9 +46,14 @@ class Panel:
 
     def look(self, step: int) -> None:
         """Draw if it is time to; a picture that these very weights drew before is kept."""
-        if step and (step % self._every == 0 or step == self._run.recipe.optimizer.steps):
-            with self._learner.descent.averaged():
-                self._draw(step, worn=self._learner.on.adapter().digest())
+        due = step % self._every == 0 or step == self._run.recipe.optimizer.steps
+        if step and due and not self._asked:
+            self.draw(step)
+
+    def draw(self, step: int) -> None:
+        """Draw now."""
+        with self._learner.descent.averaged():
+            self._draw(step, worn=self._learner.on.adapter().digest())
 
     def _draw(self, step: int | None, *, worn: str) -> None:
         model: Any = self._learner.model

@@ -11,16 +11,22 @@ from types import FrameType
 
 
 class StopFlag:
-    """The signal that asked for a stop, or None."""
+    """The signal that asked for a stop, or None; `by` is what is told of it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.by = ""
+
+    def ask(self) -> None:
+        """Ask for a stop without a signal; it ends as after Ctrl-C."""
+        if self.signal is None:
+            self.signal, self.by = signal.SIGINT, "request"
 
     def raise_flag(self, number: int, frame: FrameType | None) -> None:
         """A signal handler: no reading, no writing, so that nothing is torn by it."""
         if self.signal is not None:
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.by = number, signal.Signals(number).name
 
 
 @contextmanager

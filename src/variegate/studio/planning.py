@@ -1,0 +1,285 @@
+"""What a run will be asked, made from three cards, one slider and the drawer of all entries.
+
+A card is a shipped recipe with settings on top; the slider turns a few settings that are written
+down here; the drawer is the recipe's own schema. All of it ends as words of the command line, so
+what the studio begins can be begun again without it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import tomlkit
+from pydantic import BaseModel
+
+from variegate import recipes
+from variegate.plugins import Entry
+from variegate.recipe import ADAPTER_KINDS, Recipe, Strategies
+from variegate.report.page import strategy_words
+from variegate.report.record import RunRecord
+from variegate.studio.desk import Desk
+
+CARDS: dict[str, tuple[str, ...]] = {
+    # A parting, a mole, a raised hand: people are not the same in the mirror.
+    "person": ("strategies.flip=off",),
+    "thing": (),
+    # A look is the whole picture, ground and all: nothing is cut out, moved or weighed less.
+    "style": (
+        "strategies.masked_loss=off",
+        "strategies.zoom_shift=off",
+        "strategies.new_background=off",
+        "strategies.caption_scene=off",
+    ),
+}
+LEVELS = (-2, -1, 0, 1, 2)  # from flexible to exact
+STEPS_AT = {-2: 0.6, -1: 0.8, 0: 1.0, 1: 1.25, 2: 1.5}  # of the recipe's steps
+HOLD_AT = {-2: 2.0, -1: 1.5, 0: 1.0, 1: 0.7, 2: 0.4}  # of the weight that holds to the base
+# Where audit calls a set small and thin (`audit.variety`), in effectively different pictures.
+FEW, THIN = 5, 10
+ENOUGH = 8  # earlier runs that an estimate goes by
+HIDDEN = ("base", "images", "trigger", "class_noun", "panels")  # asked for above the drawer
+Risk = Literal["low", "medium", "high"]
+
+
+def settings_of(card: str, level: int, base: str) -> list[str]:
+    """The settings of a card and a place of the slider, for the recipe of a base."""
+    shipped = recipes.read(recipes.default_for(base))
+    known = shipped.strategies.model_dump()
+    chosen = [s for s in CARDS[card] if known.get(s.split(".")[1].partition("=")[0]) is not None]
+    if level:
+        steps = round(shipped.optimizer.steps * STEPS_AT[level])
+        chosen.append(f"optimizer.steps={steps}")
+        if shipped.strategies.stay_near is not None:
+            weight = shipped.strategies.stay_near.weight * HOLD_AT[level]
+            chosen.append(f"strategies.stay_near.weight={weight:g}")
+    return ["panels=on", "guard.mode=autopilot", *chosen]
+
+
+def recipe_of(settings: Sequence[str], base: str, **given: Any) -> Recipe:
+    """The whole recipe.
+
+    Raises: RecipeError with all its faults.
+    """
+    return recipes.read(
+        recipes.default_for(base), settings=tuple(settings), base=base or None, **given
+    )
+
+
+@dataclass(frozen=True)
+class Field:
+    """One entry of the drawer. kind: "number", "choice", "switch" or "text"."""
+
+    path: str
+    label: str
+    kind: str
+    value: str
+    told: str
+    choices: tuple[str, ...] = ()
+    least: str = ""
+    most: str = ""
+    whole: bool = False
+    edited: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """A table of the recipe. on: of a strategy, whether its table is present."""
+
+    name: str
+    title: str
+    told: str
+    fields: tuple[Field, ...]
+    on: bool | None = None
+    edited: bool = False
+
+
+def drawer(recipe: Recipe, edited: Mapping[str, str]) -> tuple[list[Group], list[Group]]:
+    """The tables of the recipe, and its strategies; `edited` has what was changed, by path."""
+    plain = [n for n in Recipe.model_fields if n not in HIDDEN and not _is_table(recipe, n)]
+    general = Group("general", "general", "", tuple(_fields(recipe, "", plain, edited)))
+    tables = [
+        _table(name, getattr(recipe, name), edited)
+        for name in Recipe.model_fields
+        if name not in (*HIDDEN, "strategies") and _is_table(recipe, name)
+    ]
+    strategies = [_strategy(n, recipe, edited) for n in Strategies.model_fields]
+    return [general, *tables], sorted(strategies, key=lambda g: not g.on)
+
+
+def _is_table(recipe: Recipe, name: str) -> bool:
+    return isinstance(getattr(recipe, name), BaseModel)
+
+
+def _table(name: str, entry: BaseModel, edited: Mapping[str, str]) -> Group:
+    told = (type(entry).__doc__ or "").strip().split("\n\n")[0]
+    fields = tuple(_fields(entry, f"{name}.", list(type(entry).model_fields), edited))
+    return Group(name, name, told, fields, edited=any(f.edited for f in fields))
+
+
+def _strategy(name: str, recipe: Recipe, edited: Mapping[str, str]) -> Group:
+    there = getattr(recipe.strategies, name)
+    kinds = get_args(Strategies.model_fields[name].annotation)
+    entry = next(k for k in kinds if isinstance(k, type) and issubclass(k, Entry))
+    path = f"strategies.{name}"
+    on = edited.get(path, "on" if there is not None else "off") == "on"
+    example = there if there is not None else entry()
+    fields = tuple(_fields(example, f"{path}.", list(entry.model_fields), edited))
+    title, purpose = strategy_words(name)
+    return Group(path, title, purpose, fields, on, path in edited or any(f.edited for f in fields))
+
+
+def _fields(
+    entry: BaseModel, prefix: str, names: Iterable[str], edited: Mapping[str, str]
+) -> Iterable[Field]:
+    schema = type(entry).model_json_schema()
+    for name in names:
+        shape = _resolved(schema["properties"].get(name, {}), schema)
+        path, value = f"{prefix}{name}", getattr(entry, name)
+        choices = tuple(str(c) for c in shape.get("enum", ()))
+        if path == "adapter.kind":
+            choices = tuple(ADAPTER_KINDS)
+        elif "const" in shape:
+            continue
+        numeric = shape.get("type") in ("number", "integer")
+        yield Field(
+            path=path,
+            label=name.replace("_", " "),
+            kind="choice"
+            if choices
+            else "switch"
+            if shape.get("type") == "boolean"
+            else "number"
+            if numeric
+            else "text",
+            value=edited.get(path, _written(value)),
+            told=shape.get("description", ""),
+            choices=choices,
+            least=str(shape.get("minimum", "")),
+            most=str(shape.get("maximum", "")),
+            whole=shape.get("type") == "integer",
+            edited=path in edited,
+        )
+
+
+def _resolved(shape: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The shape of an entry without references and without the null of what may be left out."""
+    told = shape.get("description")
+    if "$ref" in shape:
+        shape = schema["$defs"][shape["$ref"].rsplit("/", 1)[1]]
+    for choice in shape.get("anyOf", ()):
+        if choice.get("type") != "null":
+            shape = {**_resolved(choice, schema)}
+            break
+    return shape | ({"description": told} if told else {})
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, BaseModel):
+        kind = getattr(value, "kind", None)
+        return str(kind) if kind else ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple | list):
+        return json.dumps(list(value), ensure_ascii=False)
+    if isinstance(value, dict):
+        return tomlkit.item(value).as_string().strip()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- what to expect ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How likely a collapse is, from the pictures alone; `because` are names of reasons."""
+
+    risk: Risk
+    different: float
+    usable: int
+    because: tuple[str, ...]
+
+
+def forecast(audit: Mapping[str, Any]) -> Forecast | None:
+    """What an audit lets us expect; None when it has no usable picture or no number."""
+    different, usable = audit.get("effective_images"), audit.get("usable")
+    if not isinstance(different, int | float) or not isinstance(usable, int) or usable < 1:
+        return None
+    listed = audit.get("limited_by")
+    shared = tuple(str(s) for s in listed) if isinstance(listed, list) else ()
+    risk: Risk = "low"
+    if different < FEW:
+        risk = "high"
+    elif different < THIN or shared:
+        risk = "medium"
+    because = shared[:2] or (("few",) if different < THIN else ())
+    return Forecast(risk, float(different), usable, because)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number that earlier runs on this machine had, and the least and most of them."""
+
+    typical: float
+    least: float
+    most: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take; None where nothing like it was done here yet."""
+
+    seconds: Range | None
+    disk: Range | None
+    memory: Range | None
+    free: int
+
+
+def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
+    """By earlier runs on the same base in this home, nothing else: machines differ too much."""
+    paces, after, sizes, peaks = [], [], [], []
+    for place in desk.runs():
+        if len(paces) == ENOUGH:
+            break
+        record = desk.record(place.folder)
+        if not record.recipe or record.recipe.get("base", "pocket") != recipe.base:
+            continue
+        if (pace := _pace(place.folder)) is None:
+            continue
+        paces.append(pace)
+        sizes.append(float(_size(record)))
+        for job in desk.jobs.of(place.folder, "trial", "train")[:1]:
+            if job.peak:
+                peaks.append(float(job.peak))
+            if job.state == "done" and job.began and job.ended and record.verdict:
+                steps = record.journal.last_step if record.journal else 0
+                after.append(max(0.0, job.ended - job.began - pace * (steps or 0)))
+    rest = statistics.median(after) if after else 0.0
+    times = [pace * recipe.optimizer.steps + rest for pace in paces]
+    return Estimate(_range(times), _range(sizes), _range(peaks), free)
+
+
+def _range(values: Sequence[float]) -> Range | None:
+    if not values:
+        return None
+    return Range(statistics.median(values), min(values), max(values), len(values))
+
+
+def _pace(folder: Any) -> float | None:
+    """Seconds of a step, looks and drawing between them included."""
+    from variegate.studio.watching import step_times
+
+    times = step_times(folder)
+    if len(times) < 10:
+        return None
+    return (times[-1][1] - times[0][1]) / (len(times) - 1)
+
+
+def _size(record: RunRecord) -> int:
+    return sum(f.stat().st_size for f in record.folder.rglob("*") if f.is_file())

@@ -1,0 +1,297 @@
+"""A set of pictures that was brought to the studio: put in, captioned, sorted out, taken back.
+
+    0001.png  0001.txt  .set.json  .aside/  .undo.jsonl
+
+Files get names of ours. Nothing is deleted: what is set aside lies in `.aside`, which no reader of
+picture folders looks into, and every change can be taken back, the last one first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from variegate.errors import ImagesError, NoSpace
+from variegate.images import ImageSet, examine
+from variegate.images.captions import MAX_CAPTION_BYTES, clean
+from variegate.images.conventions import MASK_ENDING
+from variegate.images.decode import SUFFIXES
+from variegate.run import write_atomically
+
+MOST_PICTURES = 5000
+MOST_UNDO = 500
+# Files arrive side by side: names are given out, and changes noted, one at a time.
+_changing = threading.RLock()
+T = TypeVar("T")
+_NAME = re.compile(r"(\d{4,})\.[a-z]+")
+
+
+def _one_at_a_time(method: Callable[..., T]) -> Callable[..., T]:
+    @wraps(method)
+    def alone(*words: Any, **named: Any) -> T:
+        with _changing:
+            return method(*words, **named)
+
+    return alone
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture of the set: its file's name, and its caption (None: nobody gave one)."""
+
+    name: str
+    file: Path
+    caption: str | None
+
+
+class PictureSet:
+    """The set in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is known of it: name, trigger, noun."""
+        try:
+            found = json.loads((self.folder / ".set.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def name(self) -> str:
+        return str(self.facts.get("name") or self.folder.name)
+
+    @property
+    def trigger(self) -> str:
+        return str(self.facts.get("trigger") or "")
+
+    @property
+    def noun(self) -> str:
+        return str(self.facts.get("noun") or "")
+
+    @property
+    def changed(self) -> float:
+        try:
+            return self.folder.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def tell(self, **facts: str) -> None:
+        kept = self.facts | {k: clean(v)[:200] for k, v in facts.items()}
+        _write(self.folder / ".set.json", json.dumps(kept).encode())
+        self.__dict__.pop("facts", None)
+
+    def shots(self) -> list[Shot]:
+        """Its pictures in the order of their names."""
+        try:
+            read = ImageSet.read(self.folder)
+        except ImagesError:
+            return []
+        home = self.folder.resolve()
+        return [
+            Shot(p.file.name, p.file, p.prompt)
+            for p in read
+            if p.file is not None and p.file.parent == home
+        ]
+
+    def shot(self, name: str) -> Shot | None:
+        return next((s for s in self.shots() if s.name == name), None)
+
+    def count(self) -> int:
+        try:
+            return sum(
+                1
+                for n in os.listdir(self.folder)
+                if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")
+            )
+        except OSError:
+            return 0
+
+    @property
+    def stamp(self) -> str:
+        """What the pictures and captions are now; another word when any of them changes."""
+        digest = hashlib.sha256()
+        for entry in sorted(os.scandir(self.folder), key=lambda e: e.name):
+            if not entry.name.startswith("."):
+                facts = entry.stat()
+                digest.update(f"{entry.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        digest.update(self.trigger.encode())
+        return digest.hexdigest()[:16]
+
+    # --- changing -------------------------------------------------------------------------------
+    def take_in(self, file: Path, *, caption: str | None = None) -> Shot:
+        """A picture that has arrived, under a name of ours. `file` is used up.
+
+        Raises: ImagesError when it is no picture that can be used, with what to do.
+        """
+        try:
+            if self.count() >= MOST_PICTURES:
+                raise ImagesError(f"a set holds at most {MOST_PICTURES} pictures")
+            suffix = _suffix(file)
+            seen = examine(file)
+            if seen.image is None:
+                last = seen.faults[-1]
+                raise ImagesError(f"{last.fault}; {last.advice}")
+            with _changing:
+                name = f"{self._next():04d}{suffix}"
+                os.replace(file, self.folder / name)
+                if caption is not None:
+                    self._write_caption(name, caption)
+                self._note({"do": "take in", "names": [name]})
+        finally:
+            file.unlink(missing_ok=True)
+        return Shot(name, self.folder / name, caption)
+
+    @_one_at_a_time
+    def say(self, captions: dict[str, str]) -> None:
+        """Write captions by picture name, as .txt beside each."""
+        known = {s.name: s.caption for s in self.shots()}
+        before = {name: known[name] for name in captions if name in known}
+        changed = {n: clean(captions[n])[: MAX_CAPTION_BYTES // 4] for n in before}
+        changed = {n: text for n, text in changed.items() if text != before[n]}
+        for name, text in changed.items():
+            self._write_caption(name, text)
+        if changed:
+            self._note({"do": "say", "before": {n: before[n] for n in changed}})
+
+    @_one_at_a_time
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Put pictures where nobody looks, captions and masks with them."""
+        present = set(os.listdir(self.folder))
+        moved = [n for n in names if n in present and not n.startswith(".")]
+        if moved:
+            for name in moved:
+                self._carry(name, self.folder, self.folder / ".aside")
+            self._note({"do": "aside", "names": moved})
+
+    @_one_at_a_time
+    def undo(self) -> str:
+        """Take the last change back; what it was, or "" when there is none."""
+        steps = self._steps()
+        if not steps:
+            return ""
+        last = steps.pop()
+        if last["do"] == "aside":
+            for name in last["names"]:
+                self._carry(name, self.folder / ".aside", self.folder)
+        elif last["do"] == "take in":
+            for name in last["names"]:
+                self._carry(name, self.folder, self.folder / ".aside")
+        else:
+            for name, text in last["before"].items():
+                self._write_caption(name, text)
+        self._keep(steps)
+        return str(last["do"])
+
+    @property
+    def last_change(self) -> str:
+        steps = self._steps()
+        return str(steps[-1]["do"]) if steps else ""
+
+    def _carry(self, name: str, start: Path, end: Path) -> None:
+        try:
+            end.mkdir(exist_ok=True)
+            stem = Path(name).stem
+            for beside in (name, f"{stem}.txt", f"{stem}{MASK_ENDING}.png"):
+                if (start / beside).is_file():
+                    os.replace(start / beside, end / beside)
+        except OSError as error:
+            raise NoSpace(f"{name} cannot be moved: {error.strerror or error}") from error
+
+    def _write_caption(self, name: str, text: str | None) -> None:
+        file = self.folder / f"{Path(name).stem}.txt"
+        if text is None:
+            file.unlink(missing_ok=True)
+        else:
+            _write(file, text.encode())
+
+    def _next(self) -> int:
+        names = [*os.listdir(self.folder)]
+        aside = self.folder / ".aside"
+        names += os.listdir(aside) if aside.is_dir() else []
+        taken = [int(m[1]) for n in names if (m := _NAME.fullmatch(n))]
+        return max(taken, default=0) + 1
+
+    def _steps(self) -> list[dict[str, Any]]:
+        try:
+            lines = (self.folder / ".undo.jsonl").read_text(encoding="utf8").splitlines()
+            return [json.loads(line) for line in lines if line]
+        except (OSError, ValueError):
+            return []
+
+    def _note(self, step: dict[str, Any]) -> None:
+        steps = self._steps()
+        if steps and step["do"] == steps[-1]["do"] == "take in":
+            steps[-1]["names"] += step["names"]  # pictures that came together go together
+            if len(steps[-1]["names"]) > MOST_PICTURES:
+                steps[-1]["names"] = step["names"]
+        else:
+            steps.append(step)
+        self._keep(steps[-MOST_UNDO:])
+
+    def _keep(self, steps: Sequence[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(s) + "\n" for s in steps)
+        _write(self.folder / ".undo.jsonl", text.encode())
+
+
+def families(pairs: Iterable[Sequence[Any]]) -> list[list[str]]:
+    """Groups of names of which each is like some other of its group, largest first.
+
+    >>> families([("a", "b", 1.0), ("c", "b", 0.9), ("d", "e", 0.8)])
+    [['a', 'b', 'c'], ['d', 'e']]
+    """
+    of: dict[str, set[str]] = {}
+    for first, second, *_ in pairs:
+        joined = of.get(first, {first}) | of.get(second, {second})
+        for name in joined:
+            of[name] = joined
+    distinct = {id(group): group for group in of.values()}
+    return sorted((sorted(g) for g in distinct.values()), key=lambda g: (-len(g), g))
+
+
+def _suffix(file: Path) -> str:
+    """The ending that the content deserves; names are other people's words.
+
+    Raises: ImagesError for what is no picture.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(16)
+    except OSError as error:
+        raise ImagesError(f"it cannot be read: {error.strerror or error}") from error
+    for magic, suffix in (
+        (b"\x89PNG", ".png"),
+        (b"\xff\xd8\xff", ".jpg"),
+        (b"BM", ".bmp"),
+        (b"GIF8", ".gif"),
+    ):
+        if head.startswith(magic):
+            return suffix
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    if head[4:12] in (b"ftypavif", b"ftypavis") and ".avif" in SUFFIXES:
+        return ".avif"
+    raise ImagesError("it is no picture that can be read here; save it as PNG, JPEG or WebP")
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        write_atomically(file, data)
+    except OSError as error:
+        raise NoSpace(f"{file.name} cannot be written: {error.strerror or error}") from error
+
+
+def remove(folder: Path) -> None:
+    """Take a whole folder of ours away."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,178 @@
+/* The studio's own script: forms carry the page's key, files are sent one by one, parts of a page
+   are changed in place so that focus, scroll and opened notes stay. */
+"use strict";
+
+const csrf = document.querySelector('meta[name="csrf"]').content;
+
+/* --- telling ------------------------------------------------------------------------------ */
+const told = document.getElementById("told");
+function tell(text, bad) {
+  const note = document.createElement("p");
+  note.className = bad ? "toast bad" : "toast";
+  note.textContent = text;
+  told.append(note);
+  setTimeout(() => note.remove(), bad ? 12000 : 5000);
+}
+document.addEventListener("htmx:configRequest", (e) => { e.detail.headers["X-CSRF-Token"] = csrf; });
+document.addEventListener("htmx:responseError", (e) => {
+  const text = e.detail.xhr.responseText;
+  tell(text && text.length < 4000 && !text.startsWith("<") ? text : e.detail.xhr.statusText, true);
+});
+document.addEventListener("told", (e) => tell(e.detail.value));
+
+/* --- changing in place -------------------------------------------------------------------- */
+function morph(old, now) {
+  if (old.nodeType !== now.nodeType || old.nodeName !== now.nodeName ||
+      (old.id || "") !== (now.id || "")) {
+    old.replaceWith(now);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.nodeValue !== now.nodeValue) old.nodeValue = now.nodeValue;
+    return;
+  }
+  for (const { name, value } of [...now.attributes])
+    if (old.getAttribute(name) !== value && !(name === "class" && old.nodeName === "IMG"))
+      old.setAttribute(name, value);
+  for (const { name } of [...old.attributes])
+    if (!now.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS") &&
+        name !== "class") old.removeAttribute(name);
+  if (!now.hasAttribute("class") && old.hasAttribute("class")) old.removeAttribute("class");
+  morphChildren(old, now);
+}
+function morphChildren(old, now) {
+  const olds = [...old.childNodes], nows = [...now.childNodes];
+  nows.forEach((child, i) => { olds[i] ? morph(olds[i], child) : old.append(child); });
+  olds.slice(nows.length).forEach((child) => child.remove());
+}
+function renew(target, html) {
+  const made = document.createElement("template");
+  made.innerHTML = html;
+  morphChildren(target, made.content);
+  htmx.process(target);
+}
+htmx.defineExtension("morph", {
+  isInlineSwap: (style) => style === "morph",
+  handleSwap: (style, target, fragment) => {
+    if (style !== "morph") return false;
+    const now = fragment.firstElementChild;
+    const id = target.id;
+    morph(target, now);
+    return [document.getElementById(id)];
+  },
+});
+
+/* --- files -------------------------------------------------------------------------------- */
+const fill = (text, fields) => text.replace(/\{(\w+)\}/g, (_, name) => fields[name]);
+const stem = (name) => name.replace(/\.[^.]*$/, "");
+
+async function send(zone, files) {
+  const state = zone.querySelector(".drop-state");
+  const captions = new Map();
+  for (const file of files)
+    if (/\.txt$/i.test(file.name) && file.size < 16384) captions.set(stem(file.name), await file.text());
+  const waiting = files.filter((file) => !/\.txt$/i.test(file.name));
+  const total = waiting.length;
+  let done = 0, went = "";
+  const refused = [];
+  zone.classList.add("busy");
+  const say = () => { state.textContent = fill(state.dataset.going, { done: done + refused.length, total }); };
+  say();
+  for (const file of waiting) {  // one after another: they keep their order
+    const headers = {
+      "X-CSRF-Token": csrf,
+      "X-File-Name": encodeURIComponent(file.name).slice(0, 600),
+      "Content-Type": /\.zip$/i.test(file.name) ? "application/zip" : "application/octet-stream",
+    };
+    const caption = captions.get(stem(file.name));
+    if (caption !== undefined) headers["X-Caption"] = encodeURIComponent(caption.slice(0, 2000));
+    try {
+      const answer = await fetch(zone.dataset.upload, { method: "POST", body: file, headers });
+      const facts = await answer.json().catch(() => ({ why: answer.statusText }));
+      if (answer.ok) {
+        done += facts.taken;
+        went = facts.go || went;
+        for (const [name, why] of facts.refused || []) refused.push([name, why]);
+      } else refused.push([facts.file || file.name, facts.why]);
+    } catch (error) {
+      refused.push([file.name, state.dataset.lost]);
+    }
+    say();
+  }
+  zone.classList.remove("busy");
+  state.textContent = fill(state.dataset.done, { done });
+  if (refused.length) {
+    const list = document.createElement("ul");
+    for (const [name, why] of refused.slice(0, 20)) {
+      const line = document.createElement("li");
+      line.textContent = `${name}: ${why}`;
+      list.append(line);
+    }
+    const head = document.createElement("p");
+    head.textContent = fill(state.dataset.refused, { n: refused.length });
+    state.append(head, list);
+  }
+  if (went) window.location.assign(went);
+  else if (zone.dataset.after && done) {
+    const kept = state.cloneNode(true);
+    await htmx.ajax("POST", zone.dataset.after, { target: "#set", swap: "outerHTML" });
+    const place = document.querySelector(".drop-state");
+    if (place && refused.length) place.replaceWith(kept);
+  }
+}
+document.addEventListener("change", (e) => {
+  if (e.target.matches(".drop .file") && e.target.files.length) {
+    send(e.target.closest(".drop"), [...e.target.files]);
+    e.target.value = "";
+  }
+});
+for (const kind of ["dragover", "dragleave", "drop"])
+  document.addEventListener(kind, (e) => {
+    const zone = document.querySelector(".drop");
+    if (!zone || !e.dataTransfer || ![...e.dataTransfer.types].includes("Files")) return;
+    e.preventDefault();
+    zone.classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && e.dataTransfer.files.length) {
+      const files = [...e.dataTransfer.files];
+      send(zone, zone.dataset.multiple === "yes" ? files : files.slice(0, 1));
+    }
+  });
+
+/* --- small things ------------------------------------------------------------------------- */
+document.addEventListener("load", (e) => {
+  // The practice model's pictures are tiny: enlarged, their own pixels look better than a blur.
+  if (e.target.matches && e.target.matches("img.thumb"))
+    e.target.classList.toggle("tiny", Math.max(e.target.naturalWidth, e.target.naturalHeight) <= 96);
+}, true);
+document.addEventListener("click", (e) => {
+  for (const info of document.querySelectorAll("details.info[open]"))
+    if (!info.contains(e.target)) info.open = false;
+});
+document.addEventListener("keydown", (e) => {
+  if (e.key === "Escape")
+    for (const info of document.querySelectorAll("details.info[open]")) {
+      info.open = false;
+      info.querySelector("summary").focus();
+    }
+});
+document.addEventListener("change", (e) => {
+  // An entry of the drawer takes part in the form from when it was changed.
+  const name = e.target.dataset && e.target.dataset.name;
+  if (name) {
+    e.target.name = name;
+    e.target.closest(".entry").classList.add("edited");
+    if (name === "set:adapter.kind") htmx.trigger("#entries", "reload");
+  }
+}, true);
+function worded(input) {
+  const words = (input.dataset.words || "").split("|");
+  const word = words[Number(input.value) - Number(input.min)];
+  if (word) input.setAttribute("aria-valuetext", word);
+}
+document.addEventListener("input", (e) => {
+  if (e.target.type !== "range") return;
+  worded(e.target);
+  const shown = document.querySelector(`output[for="${e.target.id}"]`);
+  if (shown) shown.textContent = e.target.value;
+});
+document.querySelectorAll('input[type="range"]').forEach(worded);

@@ -1,0 +1,153 @@
+"""The studio in a real browser: an artist's way from pictures to a plan, by mouse and keyboard."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.report.drawn_runs import write_run
+from tests.studio.browsing import Served, browser, open_window, served
+from tests.studio.house import PHOTOS
+
+from variegate.run import Run
+
+sync = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+WIDTHS = (360, 820, 1280)
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Any]:
+    with browser() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: Any) -> Iterator[tuple[Served, str]]:
+    home = tmp_path_factory.mktemp("studio")
+    run = write_run(home / "home" / "runs" / "owls", narrowed=True, seeds=2)
+    live = home / "home" / "runs" / "live"
+    shutil.copytree(run, live)
+    (live / "verdict.json").unlink()
+    with served(home / "home", home) as one:
+        yield one, one.start()
+
+
+def test_pictures_are_dropped_captioned_and_planned(
+    opened: Any, studio: tuple[Served, str]
+) -> None:
+    window = open_window(opened, studio[1])
+    page = window.page
+    page.get_by_test_id("new-set").click()
+    page.wait_for_url(re.compile("/pictures/[0-9a-f]{20}"))
+    page.locator(".drop .file").set_input_files(sorted(PHOTOS.glob("*.jpg")))
+    page.wait_for_selector(".shot >> nth=5")
+    page.fill("#set-trigger", "zqx")
+    page.fill("#set-noun", "toy")
+    caption = page.locator(".shot textarea").first
+    caption.fill("a zqx on a window sill")
+    with page.expect_response(re.compile("/caption$")):
+        caption.blur()
+    (kept,) = studio[0].home.glob("pictures/*/0001.txt")
+    assert kept.read_text() == "a zqx on a window sill"
+    page.wait_for_selector("#findings .forecast", timeout=90_000)  # an audit in its own process
+    assert "of 6 count as different" in page.inner_text("#findings")
+    page.locator(".shot .over").last.click()
+    sync.expect(page.locator(".shot")).to_have_count(5)
+    page.get_by_test_id("undo").click()
+    sync.expect(page.locator(".shot")).to_have_count(6)
+    window.shot("set")
+    window.is_usable()
+    page.get_by_test_id("to-plan").click()
+    page.locator("#drawer > summary").click()
+    page.wait_for_selector("#entries details")
+    page.locator("summary", has_text="How it learns").click()
+    page.fill('[id="e-optimizer.steps"]', "37")
+    with page.expect_response(re.compile("/plan/estimate")):
+        page.locator('[id="e-optimizer.steps"]').blur()
+    sync.expect(page.locator(".estimates")).to_contain_text("37")
+    window.shot("plan")
+    window.is_usable()
+    assert window.complaints == []
+
+
+def test_a_run_that_somebody_else_began_is_seen_as_it_goes(
+    opened: Any, studio: tuple[Served, str]
+) -> None:
+    folder = studio[0].home / "runs" / "live"
+    run = Run.open(folder)
+    window = open_window(opened, studio[1])
+    page = window.page
+    with run.locked():
+        run.journal("start", step=0)
+        run.journal("step", step=1, loss=0.5, lr=1e-3, terms={})
+        window.to("/runs")
+        page.get_by_role("link", name="live", exact=True).last.click()
+        sync.expect(page.get_by_test_id("state")).to_have_text("Learning")
+        page.locator(".dialcard .info summary").click()
+        for step in range(2, 9):
+            run.journal("step", step=step, loss=0.5 / step, lr=1e-3, terms={})
+        run.journal("order", step=8, do="ease", reason="They are growing alike.")
+        sync.expect(page.locator(".where .figure")).to_have_text(re.compile("^8 "))
+        sync.expect(page.locator(".timeline")).to_contain_text("They are growing alike.")
+        assert page.locator(".dialcard .info").get_attribute("open") is not None
+        assert page.locator("canvas").count() >= 1
+        for ask in ("keep", "sample", "stop"):
+            page.get_by_test_id(ask).click()
+            page.wait_for_selector(".toast")
+        assert run.asked() == ["stop", "keep", "sample"]
+        window.is_usable()
+        window.shot("live")
+    page.get_by_test_id("go-on").wait_for()
+    assert window.complaints == []
+
+
+def test_every_page_fits_a_telephone_and_is_usable_in_light_and_dark(
+    opened: Any, studio: tuple[Served, str]
+) -> None:
+    for scheme in ("light", "dark"):
+        window = open_window(opened, studio[1], color_scheme=scheme)
+        window.to("/runs")
+        run = window.page.get_by_role("link", name="owls", exact=True).last.get_attribute("href")
+        lists = ("/pictures", "/runs", "/check", "/blend", "/settings", f"{run}/compare")
+        for path in ("/", f"{run}", f"{run}/report", *(lists if scheme == "light" else ())):
+            window.to(path)
+            window.is_usable()
+            for width in WIDTHS:
+                window.page.set_viewport_size({"width": width, "height": 800})
+                window.fits()
+            name = re.sub(r"/[0-9a-f]{20}", "/run", path).strip("/").replace("/", "-") or "home"
+            window.shot(f"{name}-{scheme}")
+        assert window.complaints == []
+
+
+def test_the_report_is_shown_in_its_box(opened: Any, studio: tuple[Served, str]) -> None:
+    from variegate.report import write_report
+
+    write_report(studio[0].home / "runs" / "owls")
+    window = open_window(opened, studio[1])
+    window.to("/runs")
+    window.page.get_by_role("link", name="owls", exact=True).last.click()
+    window.page.get_by_role("link", name="Report", exact=True).click()
+    window.page.locator("iframe").scroll_into_view_if_needed()
+    framed = window.page.frame_locator("iframe")
+    framed.locator("h1").wait_for()
+    assert framed.locator(".page").evaluate("e => getComputedStyle(e).maxWidth") != "none"
+    assert window.complaints == []
+
+
+def test_the_keyboard_reaches_everything_in_order(opened: Any, studio: tuple[Served, str]) -> None:
+    window = open_window(opened, studio[1])
+    page = window.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.testid") == "new-set"
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert ring == "solid"
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    assert re.search(r"/pictures/[0-9a-f]{20}$", page.url)

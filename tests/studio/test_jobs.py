@@ -1,0 +1,228 @@
+"""Work that was asked for: one at a time, in order, and nobody's end is its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from variegate.run import Run
+from variegate.studio import jobs as room
+from variegate.studio.desk import Desk
+from variegate.studio.jobs import Jobs, at_work, is_learning
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[Jobs]:
+    made = Jobs(tmp_path / "jobs")
+    assert made.keep()
+    yield made
+    for job in made.all():
+        if job.state == "running" and (process := room._process(job)):
+            process.kill()
+    made.leave()
+
+
+def until(true: Callable[[], bool], queue: Jobs, seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, [(j.words, j.state, j.fault) for j in queue.all()]
+        queue.tick()
+        time.sleep(0.05)
+
+
+def lasting(home: Path) -> list[str]:
+    """Words of a process that stays until it is ended, and loads no model."""
+    return ["studio", "--port", "0", "--home", str(home)]
+
+
+def state(queue: Jobs, name: str) -> str:
+    job = queue.get(name)
+    assert job is not None
+    return job.state
+
+
+def test_jobs_run_in_order_one_at_a_time_and_say_how_they_ended(queue: Jobs) -> None:
+    good = queue.add(["recipe", "pocket"], title="good", lane="device")
+    bad = queue.add(["recipe", "no-such"], title="bad", lane="device")
+    assert [state(queue, good.id), state(queue, bad.id)] == ["running", "waiting"]
+    until(lambda: state(queue, bad.id) == "failed", queue)
+    done, failed = queue.get(good.id), queue.get(bad.id)
+    assert done is not None
+    assert failed is not None
+    assert (done.state, done.fault) == ("done", "")
+    assert (queue.answer(done) or {})["base"] == "pocket"
+    assert "no recipe 'no-such'" in failed.fault
+    assert done.ended is not None
+    assert failed.began is not None
+    assert failed.began >= done.ended
+    again = queue.again(failed)
+    assert again is not None
+    assert again.words == failed.words
+
+
+def test_small_things_go_beside_the_device_but_not_beside_each_other(
+    queue: Jobs, tmp_path: Path
+) -> None:
+    long = queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    small = queue.add(["recipe"], title="small", lane="desk")
+    next_small = queue.add(["recipe"], title="next", lane="desk")
+    states = [state(queue, j.id) for j in (long, small, next_small)]
+    assert states == ["running", "running", "waiting"]
+    until(lambda: state(queue, next_small.id) == "done", queue)
+    assert state(queue, long.id) == "running"
+
+
+def test_the_queue_is_put_in_order_and_struck_out(queue: Jobs, tmp_path: Path) -> None:
+    queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    a, b, c = (queue.add(["recipe"], title=t, lane="device") for t in "abc")
+    queue.move(c, -1)
+    queue.move(a, 1)
+    queue.move(c, -1)
+    queue.move(c, -1)  # it is the first already
+    waiting = [j.title for j in queue.all() if j.state == "waiting"]
+    assert waiting == ["c", "a", "b"]
+    queue.stop(a)
+    assert [j.title for j in queue.all() if j.state == "waiting"] == ["c", "b"]
+    assert b.id
+
+
+def test_a_killed_studio_leaves_the_work_and_a_new_one_finds_it(
+    tmp_path: Path, queue: Jobs
+) -> None:
+    job = queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    waiting = queue.add(["recipe"], title="next", lane="device")
+    queue.leave()  # what the system does to the lock of a killed process
+    later = Jobs(queue.folder)
+    assert later.keep()
+    later.tick()
+    found = later.get(job.id)
+    assert found is not None
+    assert (found.state, found.pid) == ("running", job.pid)
+    assert state(later, waiting.id) == "waiting"
+    later.stop(found)
+    until(lambda: state(later, job.id) == "stopped", later)
+    until(lambda: state(later, waiting.id) == "done", later)
+    later.leave()
+    assert queue.keep()
+
+
+def test_a_job_whose_number_was_never_noted_is_found_by_its_mark(
+    tmp_path: Path, queue: Jobs
+) -> None:
+    job = queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    noted = queue.get(job.id)
+    assert noted is not None
+    until(
+        lambda: bool(queue.log(noted) or (queue.folder / job.id / "answer.json").stat().st_size),
+        queue,
+    )
+    queue._write(replace(noted, pid=None, born=None))  # the studio died in between
+    queue.tick()
+    found = queue.get(job.id)
+    assert found is not None
+    assert (found.state, found.pid) == ("running", noted.pid)
+
+
+def test_another_process_with_the_same_number_is_not_taken_for_ours(queue: Jobs) -> None:
+    job = queue.add(["recipe"], title="short", lane="device")
+    until(lambda: state(queue, job.id) == "done", queue)
+    ended = queue.get(job.id)
+    assert ended is not None
+    queue._write(replace(ended, state="running", pid=os.getpid(), born=1.0))
+    queue.tick()
+    assert state(queue, job.id) == "done"
+
+
+def test_a_job_that_was_killed_failed_and_what_it_said_last_is_kept(
+    tmp_path: Path, queue: Jobs
+) -> None:
+    job = queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    assert job.pid
+    until(lambda: (queue.folder / job.id / "answer.json").stat().st_size > 0, queue)
+    (queue.folder / job.id / "answer.json").write_text("")
+    psutil.Process(job.pid).kill()
+    until(lambda: state(queue, job.id) == "failed", queue)
+
+
+def test_only_one_studio_starts_what_waits(tmp_path: Path, queue: Jobs) -> None:
+    other = Jobs(queue.folder)
+    assert not other.keep()
+    job = other.add(["recipe"], title="asked of the other", lane="device")
+    other.tick()
+    assert state(other, job.id) == "waiting"
+    until(lambda: state(queue, job.id) == "done", queue)
+
+
+def test_the_device_is_waited_for_while_a_run_from_the_command_line_is_on_it(
+    tmp_path: Path,
+) -> None:
+    desk = Desk(tmp_path / "home")
+    run = desk.home / "runs" / "theirs"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    )
+    try:
+        told = f'{{"pid": {holder.pid}, "host": "{room.platform.node()}", "since": {time.time()}}}'
+        (run / "run.lock.holder").write_text(told)
+        Run.journal_in(run).write_text('{"kind": "start", "time": 1}\n')
+        assert at_work(run)
+        assert is_learning(run)
+        assert desk.runs()[0].state == "learning"
+        assert desk.jobs.keep()
+        job = desk.jobs.add(["recipe"], title="ours", lane="device")
+        assert state(desk.jobs, job.id) == "waiting"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not at_work(run)  # its holder's file is still there, the process is not
+    desk.forget_listing()
+    until(lambda: state(desk.jobs, job.id) == "done", desk.jobs)
+    desk.jobs.leave()
+
+
+def test_a_learning_run_is_asked_first_and_told_later(
+    tmp_path: Path, queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    sent: list[int] = []
+    monkeypatch.setattr(room, "is_learning", lambda folder: True)
+    monkeypatch.setattr(psutil.Process, "send_signal", lambda self, number: sent.append(number))
+    job = queue.add(lasting(tmp_path / "h"), title="long", lane="device", about=str(run))
+    queue.stop(job)
+    assert (run / "control.json").exists()
+    assert sent == []
+    queue.stop(job)
+    assert sent == [signal.SIGTERM]
+
+
+def test_files_that_are_no_jobs_are_passed_over(queue: Jobs) -> None:
+    for name, text in (("x", "{"), ("y", "[]"), ("z", '{"id": 3}')):
+        (queue.folder / name).mkdir()
+        (queue.folder / name / "job.json").write_text(text)
+    assert queue.all() == []
+    assert queue.get("../x") is None
+
+
+def test_earlier_answers_are_let_go_of_but_the_last_good_one(tmp_path: Path) -> None:
+    queue, made = Jobs(tmp_path / "jobs"), []  # not its keeper: nothing is begun
+    for state_after in ("done", "done", "failed", "stopped", "stopped"):
+        job = queue.add(["audit", "x"], title="look", lane="desk", about="/a/set")
+        queue._write(replace(job, state=state_after, ended=time.time()))
+        made.append(job.id)
+    other = queue.add(["audit", "y"], title="look", lane="desk", about="/another/set")
+    last = queue.add(["audit", "x"], title="look", lane="desk", about="/a/set")
+    left = {j.id for j in queue.all()}
+    assert left == {made[1], made[4], other.id, last.id}

@@ -112,7 +112,7 @@ def strategies() -> list[dict[str, Any]]:
     menu = [(name, _entry(name), FACTS[name]) for name in Strategies.model_fields]
     menu += [(f"adapter.kind={kind}", entry, KINDS[kind]) for kind, entry in ADAPTER_KINDS.items()]
     return [
-        _describe(name, entry, facts, _measured().get(name, facts.effect))
+        _describe(name, entry, facts, measured().get(name, facts.effect))
         for name, entry, facts in menu
     ]
 
@@ -122,12 +122,13 @@ def effect_of(name: str) -> str:
 
     Raises: KeyError when the menu has no strategy of that name.
     """
-    return _measured().get(name, FACTS[name].effect)
+    return measured().get(name, FACTS[name].effect)
 
 
 @cache
-def _measured() -> dict[str, str]:
-    """What the published benchmark says, by name (`tools/publish_bench.py`)."""
+def measured() -> dict[str, str]:
+    """What the published benchmark says in words, by the name of strategy, kind (`adapter.kind=..`)
+    or single setting (`tools/publish_bench.py`)."""
     text = (resources.files(__package__) / "effects.json").read_text(encoding="utf8")
     found: dict[str, str] = json.loads(text)
     return found

@@ -1,7 +1,7 @@
 """Work in pieces, side by side: on processes of this machine, or on a Ray cluster.
 
-A worker that dies takes one piece with it, which is done once more elsewhere; so work that is handed
-over here must go on where it was left, or end the same if it is done twice.
+A worker that dies takes one piece with it, which is done once more elsewhere; so work that is
+handed over here must go on where it was left, or end the same if it is done twice.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ def workers(on: str, jobs: int) -> Iterator[Executor]:
         pool = _Processes(jobs)
     try:
         yield pool
+    except BaseException:
+        pool.stop()
+        raise
     finally:
         pool.shutdown()
 
@@ -92,10 +95,11 @@ def spread(
                 elif tries < TRIES:
                     begin(piece, tries + 1)
                 else:
+                    what = getattr(piece, "name", piece)
                     told = WorkerLost(
-                        f"the process at work on {getattr(piece, 'name', piece)} died {TRIES} times "
-                        "(killed, or out of memory); the same command tries again: use fewer "
-                        "--workers, or a smaller batch"
+                        f"the process at work on {what} died {TRIES} times (killed, or out of "
+                        "memory); the same command tries again: use fewer --workers, or a smaller "
+                        "batch"
                     )
                     if lost is None:
                         faults.append(told)
@@ -151,6 +155,12 @@ class _Processes(Executor):
             )
         return pool
 
+    def stop(self) -> None:
+        """Ask whoever is at work to save and end, as SIGTERM does."""
+        for pool in self._pools:
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
+                process.terminate()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         for pool in self._pools:
             if pool is not None:
@@ -198,6 +208,9 @@ class _RayPool(Executor):
         task = self._ray.remote(max_retries=0)(_done)
         found: Future[Any] = task.remote(work, *given, **named).future()
         return found
+
+    def stop(self) -> None:
+        """Tasks end with the connection."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         if self._ours:

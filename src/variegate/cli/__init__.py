@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import blending, files, judging, making, pictures, proving
+from variegate.cli import blending, files, judging, making, pictures, proving, tuning
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -17,7 +17,7 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
-    proving.bench,
+    *(proving.bench, tuning.tune),
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),
     *(files.strategies, files.inspect, files.convert, files.recipe, files.cache, files.doctor),

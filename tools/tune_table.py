@@ -187,7 +187,9 @@ def _line(case: Case, cell: Cell, outcome: Outcome, values: Mapping[str, Value])
         "figures": list(outcome.measured),
     }
     if not outcome.measured:
-        return line | {"told": f"given up or failed: {outcome.failed or outcome.given_up}"}
+        end = f"given up at {outcome.given_up} of {RUNGS}" if outcome.given_up else "went through"
+        told = f"scout {outcome.failed or end}: {', '.join(line['settings'])}"
+        return line | {"told": told}
     trial = trial_of(0, values, outcome.measured)
     told = f"seen {trial.likeness.value:.2f}, {trial.variety.value:.2f}: "
     return line | {"told": told + ", ".join(line["settings"])}

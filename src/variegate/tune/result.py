@@ -176,7 +176,9 @@ def summary(
             "measured": len(trials),
             "given_up": sum(k.state == "pruned" and not (k.repeats or k.failed) for k in scouts),
             "failed": [
-                {"settings": _settings(asked, k.values), "why": k.failed} for k in kept if k.failed
+                {"settings": _settings(asked, k.values), "why": k.failed}
+                for k in (*scouts, *kept)
+                if k.failed
             ],
             "seconds": round(sum(k.seconds for k in (*scouts, *kept)), 1),
         },

@@ -193,6 +193,7 @@ class _RayPool(Executor):
                 "--on ray needs Ray: pip install ray; or leave it out for this machine"
             ) from error
         self._ray = ray
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
         self._ours = not ray.is_initialized()
         if self._ours:
             try:

@@ -233,6 +233,8 @@ def test_settings_that_do_not_work_are_told_and_not_asked_again(
     assert "not a number" in failed[0]["why"]
     # Three settings are all that there are: the search ends though more were asked.
     assert document["trials"]["measured"] == 2
+    assert document["left"] == 0
+    assert any("no more settings" in note for note in document["notes"])
     assert begun(tmp_path / "s")["trial 0"] == 1
 
 

@@ -38,6 +38,7 @@ from variegate.workers import spread, workers
 VERSION = 1  # raise it when the same search would ask or read otherwise
 ASKED, RESULT, STUDY = "tune.json", "tuning.json", "study.db"
 WAIT = 2.0  # seconds between looks at what other processes do
+EXHAUSTED = "the ranges hold no more settings that were not tried: fewer than were asked"
 MOST_REPEATS = 24  # suggestions of what was tried already, before the search counts as exhausted
 
 
@@ -167,7 +168,9 @@ def search(
                 have_done = partial(spread, pool, work, jobs=jobs)
                 fresh = _measure_anew(asked, trials, out, have_done, late, said)
             document = summary(asked, book, trials, fresh, out=out, name=name, command=command)
-            document["left"] = max(0, asked.trials - desk.ended())
+            document["left"] = 0 if desk.exhausted else max(0, asked.trials - desk.ended())
+            if desk.exhausted:
+                document["notes"] = [*document["notes"], EXHAUSTED]
     except (KeyboardInterrupt, Interrupted) as error:
         number = getattr(error, "signal_number", getattr(error, "number", 2))
         raise Interrupted(
@@ -212,7 +215,7 @@ class _Desk:
         self._search, self._book, self._late, self._say = asked, book, late, say
         self._home = str(out / "runs")
         self._out = dict[str, Asked]()
-        self._exhausted = False
+        self.exhausted = False
 
     def begin(self) -> None:
         """The recipe as it is comes first, as far as the ranges have it."""
@@ -224,7 +227,7 @@ class _Desk:
         self._say("tune", self.ended(), self._search.trials, "")
 
     def more(self) -> Piece | None:
-        if self._late() or self._exhausted:
+        if self._late() or self.exhausted:
             return None
         for _ in range(MOST_REPEATS):
             stage = self._next_stage()
@@ -240,7 +243,7 @@ class _Desk:
                     return piece
                 continue
             self._repeat(asked, before)
-        self._exhausted = True
+        self.exhausted = True
         return None
 
     def _next_stage(self) -> Stage | None:
@@ -336,7 +339,7 @@ class _Desk:
 
     def done(self) -> bool:
         """Whether all that was asked has ended, everywhere."""
-        if self._exhausted and not any(
+        if self.exhausted and not any(
             self._book.counts(stage)["running"] for stage in ("scout", "trial")
         ):
             return True

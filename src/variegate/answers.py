@@ -145,6 +145,37 @@ def share_text(document: dict[str, Any]) -> str:
     return printable("\n".join(lines), keep="\n")
 
 
+def tuning_text(document: dict[str, Any]) -> str:
+    """The front, what to take and why, what mattered, and where the page is."""
+    counts = document["trials"]
+    lines = [
+        f"{counts['measured']} settings measured, {counts['given_up']} given up by their probes"
+    ]
+    if counts["failed"]:
+        lines[0] += f", {len(counts['failed'])} came to nothing"
+    if document["left"]:
+        lines.append(f"{document['left']} are left; the same command goes on")
+    where = "fresh prompts and seeds" if document["measured_anew"] else "the search's own pictures"
+    lines += ["", f"On the front ({where}):"] if document["front"] else []
+    for point in document["front"]:
+        lines.append(
+            f"  {point['number']:4d}  likeness {_spread(point['likeness'])}  variety "
+            f"{_spread(point['variety'])}  {', '.join(point['settings'])}"
+        )
+    taken = document["recommended"]
+    if taken:
+        lines += ["", f"Take {taken['number']}: {taken['reason']}", taken["adapter"]]
+    else:
+        lines += ["", f"Nothing can be recommended: {document['why_none']}."]
+    lines += ["", _listed("What mattered", document["effects_told"])]
+    return printable("\n".join([*lines, "", f"Open {document['page']}"]), keep="\n")
+
+
+def _spread(number: dict[str, Any]) -> str:
+    ends = "" if number["low"] is None else f" ({number['low']:.2f} to {number['high']:.2f})"
+    return f"{number['value']:.2f}{ends}"
+
+
 def strategies_text(menu: list[dict[str, Any]]) -> str:
     """Each strategy with its settings and their defaults."""
     blocks = []

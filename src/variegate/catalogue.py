@@ -142,7 +142,7 @@ def strategies() -> list[dict[str, Any]]:
         for name in SamplingMethods.model_fields
     ]
     return [
-        _describe(name, entry, facts, _measured().get(name, facts.effect))
+        _describe(name, entry, facts, measured().get(name, facts.effect))
         for name, entry, facts in menu
     ]
 
@@ -152,13 +152,14 @@ def effect_of(name: str) -> str:
 
     Raises: KeyError when the menu has no strategy of that name.
     """
-    return _measured().get(name, FACTS[name].effect)
+    return measured().get(name, FACTS[name].effect)
 
 
 @cache
-def _measured() -> dict[str, str]:
+def measured() -> dict[str, str]:
     """What the published benchmark (`tools/publish_bench.py`) and the table of methods
-    (`tools/variety_table.py`) say, by name."""
+    (`tools/variety_table.py`) say in words, by the name of strategy, kind (`adapter.kind=..`),
+    method or single setting."""
     found: dict[str, str] = {}
     for file in ("effects.json", "sampling_effects.json"):
         found |= json.loads((resources.files(__package__) / file).read_text(encoding="utf8"))

@@ -106,11 +106,18 @@ class Door:
     as_json: exactly one JSON document, also for an error: `{"error": {"kind", "message"}}`.
     quiet: no progress; faults are still told.
     debug: the traceback of an unexpected fault, and the log of what was decided.
+
+    Of several processes that were started together (`torchrun`) the first one alone answers and
+    tells how far it is; faults are told by all.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
-        self.as_json, self.quiet, self.debug = as_json, quiet, debug
-        self.say = Progress(sys.stderr, quiet=quiet)
+        self.mute = (
+            int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+        )
+        self.as_json = as_json and not self.mute
+        self.quiet, self.debug = quiet or self.mute, debug
+        self.say = Progress(sys.stderr, quiet=self.quiet)
         self.exit_code = 0
         self._document: Any = None
         self._text = ""
@@ -151,7 +158,7 @@ class Door:
             self._tell(error)
         elif self.as_json:
             self._print(json.dumps(self._document, allow_nan=False))
-        elif self._text:
+        elif self._text and not self.mute:
             self._print(self._text)
         raise SystemExit(self.exit_code)
 

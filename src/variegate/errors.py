@@ -15,6 +15,7 @@
     ├── WorkError           the work failed (exit 1)
     │   ├── NotFinite       a NaN or infinity where a number must stand
     │   ├── NoSpace         the disk is full or not writable
+    │   ├── WorkerLost      a process at work on a piece died more than once
     │   └── NoMemory        a batch that does not fit, in parts either
     └── Interrupted         a signal stopped the work at a resumable point (exit 130 or 143)
 
@@ -90,6 +91,10 @@ class NoMemory(WorkError):
     pass
 
 
+class WorkerLost(WorkError):
+    pass
+
+
 class Interrupted(VariegateError):
     """Stopped by a signal after saving; `exit_code` is 128 + the signal's number."""
 
@@ -97,3 +102,6 @@ class Interrupted(VariegateError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        return Interrupted, (str(self), self.signal_number)  # it comes home from other processes

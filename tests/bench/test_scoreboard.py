@@ -12,6 +12,7 @@ import pytest
 
 from variegate import catalogue
 from variegate.bench.ailments import AILMENTS
+from variegate.bench.contenders import contenders
 from variegate.bench.scoreboard import (
     FIGURES,
     as_text,
@@ -193,6 +194,9 @@ def test_effects_are_told_with_their_intervals_and_only_where_runs_are_enough() 
 def test_the_menu_tells_what_the_published_rows_say() -> None:
     told = effects(published())
     menu = {entry["name"]: entry["effect"] for entry in catalogue.strategies()}
-    assert told.keys() <= menu.keys()
-    assert {name: menu[name] for name in told} == told
+    assert catalogue.measured() == told
+    on_it = told.keys() & menu.keys()
+    assert all(menu[name] == told[name] for name in on_it)
+    settings = {name for name, found in contenders().items() if found.group == "knob"}
+    assert told.keys() - on_it <= settings
     assert {effect for name, effect in menu.items() if name not in told} <= {catalogue.UNTESTED}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, fail_at: str = "") -> list[str]:
     """Cells that cost nothing; the names of those that were made."""
     made: list[str] = []
 
-    def run(cell: Cell, folder: Path) -> dict[str, Any]:
+    def run(cell: Cell, home: Path) -> dict[str, Any]:
         if cell.ailment.name == fail_at:
             raise RuntimeError("lost")
         made.append(cell.name)
@@ -104,7 +103,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, fail_at: str = "") -> list[str]:
         yield _Here()
 
     monkeypatch.setattr(suite, "run_cell", run)
-    monkeypatch.setattr(suite, "_workers", here)
+    monkeypatch.setattr(suite, "workers", here)
     return made
 
 
@@ -163,23 +162,6 @@ def test_the_verb_writes_a_table_and_a_page(place: Path, monkeypatch: pytest.Mon
     assert told["cells"] == told["asked"] == 6
     assert (place / "out" / "rows.parquet").exists()
     assert "--strategies" in Path(told["page"]).read_text()
-
-
-def test_a_run_takes_no_more_threads_than_the_environment_grants(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [8, 4, 1]
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert [suite._threads(jobs) for jobs in (1, 2, 16)] == [2, 1, 1]
-
-
-def test_ray_that_is_not_there_is_said(place: Path) -> None:
-    with pytest.raises(RequestError, match="pip install ray"):
-        run_suite(cells("quick"), on="ray")
-    with pytest.raises(RequestError, match="there is 'ray'"):
-        run_suite(cells("quick"), on="moon")
 
 
 @pytest.mark.slow

@@ -344,18 +344,17 @@ def why_column(column: str) -> str:
 
 
 def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
-    """What the core ailments say of each strategy and kind, by its name on the menu, in words.
+    """What the core ailments say of each strategy, kind and single setting, by its name on the menu
+    (of a setting, its name here), in words.
 
     Against plain, cell by cell; those with fewer than `least` cells are left out.
     """
     core = [r for r in rows if r["ailment"] in AILMENTS and AILMENTS[r["ailment"]].core]
     found = {}
     for line in leaderboard(core):
-        if line["group"] not in ("strategy", "kind") or line["cells"] < least:
+        if line["group"] not in ("strategy", "kind", "knob") or line["cells"] < least:
             continue
-        name = (
-            line["strategy"] if line["group"] == "strategy" else f"adapter.kind={line['strategy']}"
-        )
+        name = ("adapter.kind=" if line["group"] == "kind" else "") + line["strategy"]
         gaps = [
             f"{what} {_say(line[f'{figure}_vs_plain'])}"
             for figure, what in (("entropy", "variety"), ("likeness", "likeness"))

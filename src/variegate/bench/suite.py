@@ -10,17 +10,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import resources
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +37,7 @@ from variegate.progress import Say, silent
 from variegate.recipe import Recipe
 from variegate.run import Run
 from variegate.train import train
+from variegate.workers import spread, workers
 
 # Raise it when the same cell would give another row: so too when a default of the recipe changes.
 VERSION = 2
@@ -357,9 +354,14 @@ def run_suite(
         made += 1
         say("bench", made, total, cell.name)
 
+    waiting = list(left)
+
+    def more() -> Cell | None:
+        return waiting.pop(0) if waiting and not _late(started, minutes) else None
+
     if left:
-        with _workers(on, jobs) as pool:
-            _spread(pool, left, folder, jobs, note, lambda: _late(started, minutes))
+        with workers(on, jobs) as pool:
+            spread(pool, partial(run_cell, home=folder), more=more, note=note, jobs=jobs)
     found = []
     for cell in asked:
         if row := done.get(keys[cell]):
@@ -392,76 +394,3 @@ def foretell(left: Mapping[Cell, Recipe]) -> str:
 
 def _late(started: float, minutes: float | None) -> bool:
     return minutes is not None and time.monotonic() - started > 60 * minutes
-
-
-def _spread(
-    pool: Executor,
-    left: Sequence[Cell],
-    folder: Path,
-    jobs: int,
-    note: Callable[[Cell, dict[str, Any]], None],
-    late: Callable[[], bool],
-) -> None:
-    """Ask the pool for every cell, no more than a few ahead, until it is late."""
-    waiting, running = list(left), dict[Future[dict[str, Any]], Cell]()
-    try:
-        while (waiting and not late()) or running:
-            while waiting and len(running) < jobs and not late():
-                cell = waiting.pop(0)
-                running[pool.submit(run_cell, cell, folder)] = cell
-            if running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    note(running.pop(future), future.result())
-    except BaseException:
-        for future in running:
-            future.cancel()
-        raise
-
-
-@contextmanager
-def _workers(on: str, jobs: int) -> Iterator[Executor]:
-    """Processes of this machine, or of a Ray cluster.
-
-    Raises: RequestError when Ray is asked for and is not there.
-    """
-    if on == "ray":
-        yield _RayPool()
-        return
-    if on:
-        raise RequestError(f"--on {on!r}: there is 'ray'; leave it out for this machine")
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_settle_in, initargs=(_threads(jobs),)
-    ) as pool:
-        yield pool
-
-
-def _threads(jobs: int) -> int:
-    """Of each of so many processes: its share of what OMP_NUM_THREADS grants, else of the cores."""
-    granted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, (int(granted) if granted.isdigit() else os.cpu_count() or 1) // jobs)
-
-
-class _RayPool(Executor):
-    """A Ray cluster as an executor: the one that RAY_ADDRESS names, else one of this machine."""
-
-    def __init__(self) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise RequestError(
-                "--on ray needs Ray: pip install ray; or leave it out for this machine"
-            ) from error
-        self._ray = ray
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-
-    def submit(self, work: Any, /, *given: Any, **named: Any) -> Future[Any]:
-        found: Future[Any] = self._ray.remote(work).remote(*given, **named).future()
-        return found
-
-
-def _settle_in(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)

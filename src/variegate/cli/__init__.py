@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from variegate.cli import blending, choosing, files, judging, making, opening, pictures, proving
+from variegate.cli import (
+    blending,
+    choosing,
+    files,
+    judging,
+    making,
+    opening,
+    pictures,
+    proving,
+    tuning,
+)
 
 VERBS = (
     *(pictures.audit, pictures.caption),
@@ -17,7 +27,7 @@ VERBS = (
     *(judging.measure, judging.verdict),
     *(making.trial, making.demo),
     judging.report,
-    choosing.pick,
+    *(choosing.pick, tuning.tune),
     proving.bench,
     *(blending.blend, blending.repair),
     *(blending.extract, blending.resize, blending.scale, blending.merge),

@@ -66,7 +66,7 @@ def train(
         )
     if resume is None:
         settings = _with(settings, vram)
-        asked = _recipe(
+        asked = read_asked(
             images, base, trigger, class_noun, recipe, settings, seed, t5_tokenizer=t5_tokenizer
         )
     from variegate import train as room
@@ -188,7 +188,7 @@ def trial(
 ) -> None:
     """The whole story in one run: audit, train, sample, measure, report."""
     settings = _with(settings, vram)
-    asked = _recipe(
+    asked = read_asked(
         images, base, trigger, class_noun, recipe, settings, seed, t5_tokenizer=t5_tokenizer
     )
     if not asked.trigger or not asked.class_noun:
@@ -219,7 +219,7 @@ def demo(
     door.answer(document, answers.demo_text(document))
 
 
-def _recipe(
+def read_asked(
     images: Path | None,
     base: str | None,
     trigger: str | None,
@@ -229,8 +229,12 @@ def _recipe(
     seed: int | None,
     *,
     t5_tokenizer: Path | None,
+    pictures: bool = True,
 ) -> Recipe:
-    """What the words on the command line ask for, with absolute paths."""
+    """What the words on the command line ask for, with absolute paths.
+
+    pictures: that there are some is asked for.
+    """
     from variegate import recipes
 
     if base is not None and base != "pocket" and Path(base).exists():
@@ -245,7 +249,7 @@ def _recipe(
         t5_tokenizer=str(t5_tokenizer.expanduser().resolve()) if t5_tokenizer else None,
         seed=seed,
     )
-    if not asked.images:
+    if pictures and not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from variegate.cli.words import Base, ClassNoun, Encoders, Settings, Trigger, verb
+from variegate.cli.words import Base, ClassNoun, Encoders, On, Settings, Trigger, Workers, verb
 from variegate.console import Door
 from variegate.errors import RequestError
 
@@ -38,8 +38,8 @@ def bench(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Begin no run after these; go on another time.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, sharing the cores.")] = 1,
-    on: Annotated[str, typer.Option(help="'ray': spread the runs over a Ray cluster.")] = "",
+    jobs: Workers = 1,
+    on: On = "",
     out: Annotated[Path, typer.Option(help="Where the table and its page are written.")] = Path(
         "bench"
     ),

@@ -68,6 +68,14 @@ SinkNames = Annotated[
     list[str] | None,
     typer.Option("--sink", help="Tell tensorboard, wandb or trackio too. Repeatable."),
 ]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", "--jobs", min=1, help="Runs side by side, sharing the cores."),
+]
+On = Annotated[
+    str,
+    typer.Option(help="'ray' or ray://HOST:PORT: spread the runs over a Ray cluster."),
+]
 Preset = Literal["quick", "standard", "thorough"]
 
 

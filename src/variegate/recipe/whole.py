@@ -170,6 +170,32 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
             tables["adapter"] = {k: v for k, v in table.items() if k in known}
 
 
+def field_at(key: str, recipe: Recipe) -> Any:
+    """What an entry `key.sub` of a recipe is annotated with, of the kinds that this one has; None
+    where there is no such entry."""
+    found = _field(key, recipe)
+    return None if found is None else found.annotation
+
+
+def describe_field(key: str, recipe: Recipe) -> str:
+    """What the recipe says of an entry; "" where there is none, or nothing is said."""
+    found = _field(key, recipe)
+    return (found.description or "") if found else ""
+
+
+def _field(key: str, recipe: Recipe) -> Any:
+    path = key.split(".")
+    entry: type[Entry] | None = type(recipe)
+    value: Any = recipe
+    for name in path[:-1]:
+        field = entry.model_fields.get(name) if entry else None
+        models = _models(field.annotation) if field else []
+        value = getattr(value, name, None)
+        of_its_kind = [m for m in models if type(value) is m]
+        entry = (of_its_kind or models or [None])[0]
+    return entry.model_fields.get(path[-1]) if entry else None
+
+
 def _models(annotation: Any) -> list[type[Entry]]:
     """The entries that an annotation allows: one, or those of a tagged union."""
     if isinstance(annotation, type) and issubclass(annotation, Entry):

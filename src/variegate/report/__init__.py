@@ -9,5 +9,12 @@ from variegate.report.comparison import write_comparison
 from variegate.report.page import write_report
 from variegate.report.picking import write_picked
 from variegate.report.scoreboard import write_scoreboard
+from variegate.report.tuning import write_tuning
 
-__all__ = ["write_comparison", "write_picked", "write_report", "write_scoreboard"]
+__all__ = [
+    "write_comparison",
+    "write_picked",
+    "write_report",
+    "write_scoreboard",
+    "write_tuning",
+]

@@ -147,11 +147,28 @@ class Dot:
     upward: tuple[float, float] | None = None
 
 
-def scatter(dots: Sequence[Dot], *, axes: tuple[str, str], label: str, prefix: str) -> Markup:
-    """Points in a plane as inline SVG, the named ones with their names beside them."""
+def scatter(
+    dots: Sequence[Dot],
+    *,
+    axes: tuple[str, str],
+    label: str,
+    prefix: str,
+    small: bool = False,
+    log: bool = False,
+    ticks: Sequence[str] = (),
+) -> Markup:
+    """Points in a plane as inline SVG, the named ones with their names beside them.
+
+    small: a fraction of the page's width. log: x by its logarithm. ticks: what x = 0, 1, 2 .. are
+    called, where x only counts.
+    """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+        figure = Figure(figsize=(4.0, 2.6) if small else (8.4, 5.2), layout="constrained")
         plot = figure.add_subplot()
+        if log:
+            plot.set_xscale("log")
+        if ticks:
+            plot.set_xticks(range(len(ticks)), [plain(tick, 12) for tick in ticks])
         for dot in dots:
             hue = SERIES[(dot.series - 1) % MOST_SERIES]
             thin: Any = {"color": hue, "linewidth": 1.2, "alpha": 0.55 if dot.name else 0.2}

@@ -299,6 +299,11 @@ def _read_panels(folder: Path, noted: tuple[tuple[int, str], ...]) -> tuple[Pane
     return tuple(found[step] for step in sorted(found))
 
 
+def read_samples(folder: Path) -> tuple[Sample, ...]:
+    """The samples that a folder lists; none where it lists none."""
+    return _read_samples(folder, "samples", {})
+
+
 def _read_samples(folder: Path, side: str, gaps: dict[str, str]) -> tuple[Sample, ...]:
     try:
         lines = _lines(folder / "metadata.jsonl")

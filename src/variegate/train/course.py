@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from variegate import formats
 from variegate.adapter import Adapter
@@ -31,17 +33,20 @@ MOST_INTRUDERS = 10  # that are looked for in each layer where the recipe does n
 class Course:
     """Looks, saves and heeds the guard; `step` is where the run stands when it begins."""
 
-    def __init__(self, run: Run, learner: Learner, data: TrainingSet, watch: Watch) -> None:
+    def __init__(self, run: Run, learner: Learner, data: TrainingSet, watch: Watch | None) -> None:
+        """watch: None in a process that is not the first, which does as the first one says."""
         self.run, self.learner, self.data, self.watch = run, learner, data, watch
+        self.ranks = learner.ranks
         self.guard = run.recipe.guard
         self.stand = Stand()
         self.every = cadence(run.recipe, held_out=bool(data.held_out))
         panels = run.recipe.panels
-        self.panel = Panel(run, learner, panels, looks=self.every) if panels else None
+        first = self.ranks.first
+        self.panel = Panel(run, learner, panels, looks=self.every) if panels and first else None
         asked = run.recipe.probes.intruders
         self.intruders = Intruders(
             learner.on.base_weights(),
-            most=MOST_INTRUDERS if asked is None else asked,
+            most=0 if not first else MOST_INTRUDERS if asked is None else asked,
             seed=run.recipe.seed,
         )
         self.step = 0
@@ -60,11 +65,7 @@ class Course:
                 self.save(0, due=True)
             return
         self.step = self.saved = checkpoint.step
-        told = checkpoint.state["guard"]
-        self.stand = Stand.from_json(told["stand"])
-        self.last = Look(**told["last"]) if told["last"] else None
-        self.stopping = told["stopping"]
-        self.learner.turn(self.stand.control)
+        self._heed(checkpoint.state["guard"])
 
     def look(self, step: int) -> Order:
         """Look and draw if it is time to, and heed the guard."""
@@ -72,6 +73,16 @@ class Course:
             self.panel.look(step)
         if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
+        order = self._decided(step) if self.watch else Order("continue")
+        if self.guard.mode == "watch":
+            return order
+        told = self.ranks.shared({**self._told(), "order": asdict(order)})
+        self._heed(told)
+        return Order(**told["order"])
+
+    def _decided(self, step: int) -> Order:
+        """What the guard orders at this step."""
+        assert self.watch is not None
         with self.learner.on.watched(), self.learner.descent.averaged():
             seen = self.watch.look(self.learner.predict, step)
         sizes, layers = spectra(self.learner.on, step)
@@ -87,13 +98,12 @@ class Course:
             told |= {"to": order.to} if order.do == "rewind" else {}
             self.run.journal("order", step=step, **told)
         self.stopping = order.reason if order.do == "stop" else ""
-        self.learner.turn(self.stand.control)
         return order
 
     def answer(self, step: int) -> list[Ask]:
         """Do what was asked of the run since the last step, and say what it was; to stop is the
-        caller's."""
-        asked = self.run.asked()
+        caller's. The first process alone is asked."""
+        asked = self.run.asked() if self.ranks.first else []
         if "sample" in asked:
             if self.panel is None:
                 self.panel = Panel(self.run, self.learner, Panels(), looks=self.every, asked=True)
@@ -114,8 +124,25 @@ class Course:
         path = file.relative_to(self.run.folder).as_posix()
         self.run.journal("kept", step=step, path=path)
 
+    def _told(self) -> dict[str, Any]:
+        """Where the guard stands, as JSON has it."""
+        return {
+            "stand": self.stand.to_json(),
+            "last": self.last and asdict(self.last),
+            "stopping": self.stopping,
+        }
+
+    def _heed(self, told: Mapping[str, Any]) -> None:
+        """Stand where the guard stands."""
+        self.stand = Stand.from_json(told["stand"])
+        self.last = Look(**told["last"]) if told["last"] else None
+        self.stopping = told["stopping"]
+        self.learner.turn(self.stand.control)
+
     def save(self, step: int, *, due: bool = False) -> None:
         """Keep a checkpoint if it is time to, or the guard may want this step again."""
+        if not self.ranks.first:
+            return
         plan, kept = self.run.recipe, {self.stand.best_step, self.stand.well} - {None}
         due = due or step % plan.checkpoints.every == 0 or step == plan.optimizer.steps
         acts = self.guard.mode != "watch"
@@ -123,17 +150,12 @@ class Course:
             return
         adapter = self.learner.adapter(self.data, step)
         self._count_intruders(adapter, step)
-        guard = {
-            "stand": self.stand.to_json(),
-            "last": self.last and asdict(self.last),
-            "stopping": self.stopping,
-        }
         path = save_checkpoint(
             self.run.checkpoints,
             step=step,
             adapter=adapter,
             optimizer=self.learner.tensors(),
-            state={**self.learner.state(), "guard": guard},
+            state={**self.learner.state(), "guard": self._told()},
             keep=plan.checkpoints.keep,
             spare={s for s in kept if s is not None} if acts else set(),
         )
@@ -152,10 +174,11 @@ class Course:
         """Stand at an earlier checkpoint as the guard now wants it, and forget the later ones."""
         assert order.to is not None
         self._restore(order.to)
+        self.ranks.wait()  # the first writes that checkpoint anew: when all have read it
         self.learner.turn(self.stand.control)
         self.saved, self.counted = -1, order.to
         self.save(order.to, due=True)
-        for path in checkpoint_folders(self.run.checkpoints):
+        for path in checkpoint_folders(self.run.checkpoints) if self.ranks.first else ():
             if step_of(path) > order.to:
                 shutil.rmtree(path, ignore_errors=True)
         return order.to

@@ -27,6 +27,7 @@ from variegate.train.objective import (
 )
 from variegate.train.optimizers import Descent
 from variegate.train.parts import cut, piece, within_memory
+from variegate.train.ranks import ALONE, Ranks
 from variegate.train.strategies import Beside, Control, Dropout, Rows, Strategy
 
 STRATEGY = "strategy/"  # before the names of a strategy's tensors in a checkpoint
@@ -42,6 +43,7 @@ class Learner:
     strategies: dict[str, Strategy]
     means: Means
     tell: Callable[[str], None]
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         plan, precision = self.means.optimizer, self.means.precision
@@ -65,11 +67,14 @@ class Learner:
         beside = {n: extra for n, s in self.strategies.items() if (extra := s.beside(step))}
         whole = len(batch.keys) + sum(len(extra.rows.prompts) for extra in beside.values())
         asked = min(self.at_once or whole, whole)
-        (terms, drifts), size = within_memory(
-            lambda size: self._gradients(batch, beside, step, size), asked, tell=self.tell
-        )
-        if size < asked:
-            self.at_once = size
+        with self.ranks.as_one():
+            (terms, drifts), size = within_memory(
+                lambda size: self._gradients(batch, beside, step, size), asked, tell=self.tell
+            )
+            if size < asked:
+                self.at_once = size
+        self.descent.share(self.ranks)
+        terms, drifts = self.ranks.summed(terms), self.ranks.summed(drifts)
         what = ", ".join(sorted(set(batch.keys)))
         rate = self.descent.take(step, factor=self.control.lr, what=what)
         for strategy in self.strategies.values():
@@ -81,8 +86,8 @@ class Learner:
     def _gradients(
         self, batch: Batch, beside: dict[str, Beside], step: int, size: int
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Let every part of a step's rows leave its gradient; the loss terms of the whole, and the
-        unweighed ones of what is held beside the pictures."""
+        """Let every part of this process's rows of a step leave its gradient; their part in the
+        loss terms of the whole, and in the unweighed ones of what is held beside the pictures."""
         schedule, strategies = self.model.schedule, self.strategies.values()
         noise = batch.noise
         for strategy in strategies:
@@ -104,7 +109,7 @@ class Learner:
             self._dropout(step),
             checkpointed(self.model, self.means.gradient_checkpointing),
         ):
-            for part in cut(counts, size):
+            for part in cut(counts, size, self.ranks.share):
                 here = {name: piece(rows[name], where) for name, where in part.items()}
                 held = {
                     name: self._wanted(beside[name], here[name], where)
@@ -134,8 +139,10 @@ class Learner:
                 self.descent.add(torch.stack(losses).sum())
         for name, strategy in self.strategies.items():
             if (penalty := strategy.penalty(self.on)) is not None:
-                self.descent.add(penalty)
-                terms[name] = float(penalty.detach())
+                terms[name] = 0.0
+                if self.ranks.first:  # it is of no row, and gradients are added up
+                    self.descent.add(penalty)
+                    terms[name] = float(penalty.detach())
         return terms, drifts
 
     def _wanted(self, extra: Beside, rows: Rows, where: slice) -> Float[Tensor, "b c y x"]:
@@ -256,7 +263,8 @@ class Learner:
         device = torch.device(self.model.device)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seeds.number(self.recipe.seed, "dropout", step))
+            others = [] if self.ranks.first else [self.ranks.rank]
+            torch.manual_seed(seeds.number(self.recipe.seed, "dropout", step, *others))
             yield
 
 

@@ -4,13 +4,14 @@
 
 A step depends only on the recipe, the pictures, its number, the weights and the optimizer's
 state: so a run that was stopped or killed goes on as if nothing had happened, to the bit on the
-CPU in float32.
+CPU in float32. Started as several processes, each does its share of every step (`ranks.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import shlex
+import signal
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from variegate.images import ImageSet
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
 from variegate.run import Run, differences
-from variegate.train.checkpoint import Checkpoint, latest_checkpoint
+from variegate.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from variegate.train.course import Course, way_of
 from variegate.train.data import (
     Latents,
@@ -36,6 +37,7 @@ from variegate.train.fit import Means, compiled, laid_out, load_base, read_means
 from variegate.train.lean import lean
 from variegate.train.learner import Learner
 from variegate.train.packed import packed
+from variegate.train.ranks import Ranks, joined
 from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Setting, Strategy, cook, spare
 from variegate.train.watch import Watch
@@ -86,10 +88,11 @@ def resume(
 
 
 def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
-    with run.locked(), stop_on_signals() as stop:
-        if _is_finished(run):  # by another process, while this one waited
+    with joined() as ranks, ranks.owning(run.locked), stop_on_signals() as stop:
+        if ranks.shared(_is_finished(run)):  # by another process, while this one waited
             return run
-        run.asked()  # what was left was asked of another process
+        if ranks.first:
+            run.asked()  # what was left was asked of another process
         say("read pictures", 0, 0, "")
         images = images or ImageSet.read(Path(run.recipe.images))
         say("load base", 0, 0, run.recipe.base)
@@ -97,7 +100,8 @@ def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
         _check_fit(model, run.recipe)
         compiling = run.recipe.memory.compile
         with laid_out(model), packed(model, not compiling), compiled(model, compiling):
-            _train(run, model, images, stop, say)
+            _train(run, model, images, ranks, stop, say)
+        ranks.wait()
     return run
 
 
@@ -136,7 +140,7 @@ def result(run: Run) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> None:
+def _train(run: Run, model: Any, images: ImageSet, ranks: Ranks, stop: StopFlag, say: Say) -> None:
     # --- what was asked, and what it is asked of -------------------------------------------
     recipe, plan = run.recipe, run.recipe.optimizer
     strategies = cook(recipe) | (spare(recipe) if recipe.guard.mode == "autopilot" else {})
@@ -149,11 +153,17 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
         base=model,
     )
     begun = _begun_from(recipe)
-    checkpoint, faults = latest_checkpoint(run.checkpoints)
-    _start(run, model, data, checkpoint, begun=begun, faults=faults)
-    for strategy in strategies.values():
-        strategy.prepare(Setting(recipe, model, run.folder, say))
-    _heed(stop, run, checkpoint.step if checkpoint else 0)
+    checkpoint = None
+    with ranks.as_one():
+        if ranks.first:
+            checkpoint, faults = latest_checkpoint(run.checkpoints)
+            _start(run, model, data, checkpoint, begun=begun, faults=faults)
+    if found := ranks.shared(checkpoint and str(checkpoint.path)):
+        checkpoint = checkpoint or read_checkpoint(Path(found))
+    with ranks.in_turn():  # what one draws the others find
+        for strategy in strategies.values():
+            strategy.prepare(Setting(recipe, model, run.folder, say))
+    _heed(stop, ranks, run, checkpoint.step if checkpoint else 0)
 
     # --- the adapter, its optimizer, and where they stood -----------------------------------
     on = (
@@ -164,23 +174,32 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
     with ExitStack() as ends:
         ends.callback(on.detach)
         ends.enter_context(lean(model, not recipe.memory.compile))
-        means = _means(run, model, on, strategies)
+        with ranks.in_turn():
+            means = _means(run, model, on, strategies)
         learner = Learner(
-            model, on, recipe, strategies, means, tell=lambda text: run.journal("note", text=text)
+            model,
+            on,
+            recipe,
+            strategies,
+            means,
+            tell=lambda text: run.journal("note", text=text),
+            ranks=ranks,
         )
         if checkpoint is not None:
             learner.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state)
         latents = Latents(model, recipe, strategies)
-        with on.silenced(), on.watched():
-            watch = Watch(
-                recipe,
-                model.schedule,
-                latents,
-                train=data.train,
-                held_out=data.held_out,
-                predict=learner.predict_base,
-                pocket=model.pocket,
-            )
+        watch = None
+        if ranks.first:
+            with on.silenced(), on.watched():
+                watch = Watch(
+                    recipe,
+                    model.schedule,
+                    latents,
+                    train=data.train,
+                    held_out=data.held_out,
+                    predict=learner.predict_base,
+                    pocket=model.pocket,
+                )
         course = Course(run, learner, data, watch)
         course.begin(checkpoint)
 
@@ -190,7 +209,8 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
             step += 1
             batch = latents.batch(data.train, step)
             lr, terms = learner.learn(batch, step)
-            run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
+            if ranks.first:
+                run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
             order = course.look(step)
             if "stop" in course.answer(step):
                 stop.ask()
@@ -198,11 +218,15 @@ def _train(run: Run, model: Any, images: ImageSet, stop: StopFlag, say: Say) -> 
             say("train", step, plan.steps, f"loss {sum(terms.values()):.4f}")
             if order.do == "rewind":
                 step = course.go_back(order)
-            if stop.signal is not None and step < plan.steps and not course.stopping:
+            asked = ranks.most(stop.signal or 0)
+            if asked and step < plan.steps and not course.stopping:
                 course.save(step, due=True)  # where the signal came while the step was being noted
-                raise _interrupted(run, step, stop)
+                ranks.wait()
+                raise _interrupted(run, ranks, step, stop, asked)
 
         # --- what was learnt ---------------------------------------------------------------
+        if not ranks.first:
+            return
         chosen = course.choose(step)
         formats.write(learner.adapter(data), run.adapter_file)
         reason = course.stopping or "all steps done"
@@ -309,19 +333,20 @@ def _means(run: Run, model: Any, on: Attached, strategies: dict[str, Strategy]) 
     return means
 
 
-def _heed(stop: StopFlag, run: Run, step: int) -> None:
+def _heed(stop: StopFlag, ranks: Ranks, run: Run, step: int) -> None:
     """Raises: Interrupted when a stop was asked for before the first step."""
-    if stop.signal is not None:
-        raise _interrupted(run, step, stop)
+    if asked := ranks.most(stop.signal or 0):
+        raise _interrupted(run, ranks, step, stop, asked)
 
 
-def _interrupted(run: Run, step: int, stop: StopFlag) -> Interrupted:
-    assert stop.signal is not None
-    run.journal("finish", stopped_because=stop.by, step=step)
+def _interrupted(run: Run, ranks: Ranks, step: int, stop: StopFlag, number: int) -> Interrupted:
+    by = stop.by or signal.Signals(number).name  # "": another process was asked
+    if ranks.first:
+        run.journal("finish", stopped_because=by, step=step)
     return Interrupted(
-        f"stopped by {stop.by} after step {step} of {run.recipe.optimizer.steps}, all saved; go on "
+        f"stopped by {by} after step {step} of {run.recipe.optimizer.steps}, all saved; go on "
         f"with: variegate train --resume {shlex.quote(str(run.folder))}",
-        stop.signal,
+        number,
     )
 
 

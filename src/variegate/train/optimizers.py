@@ -31,6 +31,7 @@ from variegate.recipe import (
     Restarts,
     ScheduleFree,
 )
+from variegate.train.ranks import Ranks
 
 _POINT = "training_point"  # where schedule-free optimizers take gradients; not what is learnt
 
@@ -55,7 +56,8 @@ def rate_at(step: int, plan: OptimizerPlan) -> float:
 
 
 class Descent:
-    """The optimizer of an attached adapter. One step: `clear`, any number of `add`, `take`."""
+    """The optimizer of an attached adapter. One step: `clear`, any number of `add`, `share` among
+    processes, `take`."""
 
     def __init__(self, plan: OptimizerPlan, on: Attached, *, device: Any, precision: str) -> None:
         self.plan = plan
@@ -83,6 +85,10 @@ class Descent:
     def add(self, loss: Tensor) -> None:
         """Add the gradient of one part of a batch to what is there."""
         self._scaler.scale(loss).backward()
+
+    def share(self, ranks: Ranks) -> None:
+        """Have the gradients of all processes added up in each."""
+        ranks.add_up([p for group in self._optimizer.param_groups for p in group["params"]])
 
     def take(self, step: int, *, factor: float = 1.0, what: str = "") -> float:
         """Take step `step` (from 1) along the gradients; the learning rate that it took.

@@ -14,15 +14,22 @@ from variegate.train.strategies import Rows
 Work = TypeVar("Work")
 
 
-def cut(rows: Mapping[str, int], size: int | None) -> Iterator[dict[str, slice]]:
+def cut(
+    rows: Mapping[str, int], size: int | None, share: tuple[int, int] = (0, 1)
+) -> Iterator[dict[str, slice]]:
     """Which rows of each origin go together, `size` at a time; None: all of them.
+
+    share: of all rows, only part so many of how many, evenly.
 
     >>> list(cut({"pictures": 2, "stay_near": 1}, 2))
     [{'pictures': slice(0, 2, None)}, {'stay_near': slice(0, 1, None)}]
+    >>> list(cut({"pictures": 2, "stay_near": 2}, None, (1, 2)))
+    [{'stay_near': slice(0, 2, None)}]
     """
-    total = sum(rows.values())
-    for first in range(0, total, size or total):
-        last, begin, part = min(first + (size or total), total), 0, {}
+    total, (which, of) = sum(rows.values()), share
+    start, end = total * which // of, total * (which + 1) // of
+    for first in range(start, end, size or max(1, end - start)):
+        last, begin, part = min(first + (size or total), end), 0, {}
         for name, count in rows.items():
             here = slice(max(first - begin, 0), min(last - begin, count))
             if here.start < here.stop:

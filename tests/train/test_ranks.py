@@ -1,0 +1,265 @@
+"""Two processes at one run learn what one does at the same batch, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import write_tiny_sd
+from tests.train.scenes import tiny_recipe, write_pictures
+
+import variegate
+from variegate import formats
+from variegate.recipe import Recipe
+from variegate.run import Run
+from variegate.train import train
+from variegate.train.parts import cut
+
+# What differs is the order in which float32 numbers are added; Adam's steps have the size of the
+# rate whatever that of the gradient, so it grows where gradients are next to nothing.
+LOSS, WEIGHTS = 1e-5, 2e-4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    write_tiny_sd(folder / "base")
+    write_pictures(folder / "images")
+    return folder
+
+
+def recipe_of(place: Path, **entries: Any) -> Recipe:
+    """Strategies of every stage but those that draw masks within a pass, each process its own."""
+    asked: dict[str, Any] = {
+        "strategies": {
+            **{"min_snr": {}, "caption_dropout": {"p": 0.3}, "flip": {}, "zoom_shift": {}},
+            **{"stay_near": {}, "masked_loss": {}, "low_rank": {}, "noise_offset": {}, "ema": {}},
+        },
+        "adapter": {"text_encoder": True},
+        "optimizer": {"batch_size": 3, "schedule": "cosine"},
+        "guard": {"mode": "autopilot"},
+    }
+    return tiny_recipe(place / "base", place / "images", **{**asked, **entries})
+
+
+def start(
+    recipe: Recipe, out: Path, rank: int, port: int, *, resume: bool = False, **env: str
+) -> Any:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.with_suffix(".toml")
+    file.write_text(recipe.to_toml(), encoding="utf8")
+    words = ["--resume", str(out)] if resume else [recipe.images, "--recipe", str(file)]
+    words += [] if resume else ["--base", recipe.base, "--out", str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "variegate", "train", *words, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(variegate.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            **env,
+        },
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@contextmanager
+def both(recipe: Recipe, out: Path, **more: Any) -> Iterator[list[Any]]:
+    """Two processes, which are gone when the block ends."""
+    port = free_port()
+    started = [start(recipe, out, rank, port, **more) for rank in (0, 1)]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def ended(processes: list[Any], *, seconds: float = 240) -> list[tuple[int, str, str]]:
+    until = time.monotonic() + seconds
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=max(1, until - time.monotonic()))
+        found.append((process.returncode, out, err))
+    return found
+
+
+def losses(run: Run) -> list[float]:
+    return [line["loss"] for line in run.read_journal("step")]
+
+
+def gap(one: Path, other: Path) -> float:
+    """The largest difference of any factor, as a share of the largest factor there is."""
+    ours, theirs = formats.read(one).layers, formats.read(other).layers
+    assert ours.keys() == theirs.keys()
+    worst = 0.0
+    for name in ours:
+        for key, a in ours[name].factors().items():
+            b = theirs[name].factors()[key]
+            worst = max(worst, float((a - b).abs().max()) / max(1e-6, float(b.abs().max())))
+    return worst
+
+
+def alike(one: Run, other: Run) -> None:
+    assert losses(one) == pytest.approx(losses(other), rel=LOSS, abs=LOSS)
+    assert gap(one.adapter_file, other.adapter_file) < WEIGHTS
+
+
+def test_rows_are_dealt_out_whole_and_once() -> None:
+    for counts in ({"pictures": 3, "stay_near": 2}, {"pictures": 1}, {"pictures": 8}):
+        for of in (1, 2, 3):
+            for size in (None, 1, 2):
+                seen = [
+                    (name, row)
+                    for which in range(of)
+                    for part in cut(counts, size, (which, of))
+                    for name, where in part.items()
+                    for row in range(where.start, where.stop)
+                ]
+                assert sorted(seen) == sorted((n, r) for n, k in counts.items() for r in range(k))
+
+
+def test_two_processes_learn_what_one_does_at_the_same_batch(place: Path) -> None:
+    recipe = recipe_of(place)
+    alone = train(recipe, out=place / "alone")
+    with both(recipe, place / "two") as started:
+        (code, out, err), (other, silent, said) = ended(started)
+    assert (code, other) == (0, 0), (err, said)
+    assert json.loads(out)["step"] == recipe.optimizer.steps
+    assert silent == ""  # one document, of the first
+    alike(Run.open(place / "two"), alone)
+    # What the guard saw and decided is the same, too.
+    names = ("probe", "order", "checkpoint")
+    kept = [[line["step"] for line in run.read_journal(n)] for n in names for run in (alone,)]
+    assert kept == [
+        [line["step"] for line in Run.open(place / "two").read_journal(n)] for n in names
+    ]
+
+
+def wait_for(run: Path, step: int, processes: list[Any]) -> None:
+    """Until a checkpoint of that step, or a later one, is there."""
+    until = time.monotonic() + 300
+    while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step-*")):
+        assert time.monotonic() < until
+        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
+        time.sleep(0.02)
+
+
+LONG = {"optimizer": {"steps": 60, "batch_size": 2}, "checkpoints": {"every": 3, "keep": 2}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_when_one_process_dies_or_hangs_all_end_with_a_message(
+    place: Path, number: signal.Signals
+) -> None:
+    out = place / f"lost-{number.name}"
+    recipe = recipe_of(place, strategies={}, **LONG)
+    with both(recipe, out, VARIEGATE_RANK_TIMEOUT="5") as (first, other):
+        wait_for(out, 3, [first, other])
+        other.send_signal(number)
+        ((code, _, err),) = ended([first])
+    assert code == 1, err
+    assert "waits for another that died or hangs" in err
+    assert "goes on from the last checkpoint" in err
+    assert not (out / "adapter.safetensors").exists()
+    if number == signal.SIGSTOP:
+        return
+    # The same command goes on from there, with as many processes as one likes, and ends the same.
+    saved = max(int(f.name[5:]) for f in (out / "checkpoints").glob("step-*"))
+    run = train(recipe, out=out)
+    assert [line["step"] for line in run.read_journal("start")] == [0, saved]
+    alike(run, train(recipe, out=place / "never-lost"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_a_step_that_both_can_go_on_from(
+    place: Path,
+) -> None:
+    out, steps = place / "stopped", {"steps": 400, "batch_size": 2}
+    recipe = recipe_of(place, strategies={}, optimizer=steps)
+    with both(recipe, out) as (first, other):
+        wait_for(out, 3, [first, other])
+        other.send_signal(signal.SIGTERM)
+        found = ended([first, other])
+    assert [code for code, _, _ in found] == [143, 143]
+    (end,) = Run.open(out).read_journal("finish")
+    assert (out / "checkpoints" / f"step-{end['step']:06d}").exists()
+    with both(recipe, out, resume=True) as again:
+        wait_for(out, 3 * (end["step"] // 3) + 3, list(again))
+    assert [x["step"] for x in Run.open(out).read_journal("start")] == [0, end["step"]]
+
+
+def test_a_fault_of_the_first_ends_the_others_with_a_hint(place: Path) -> None:
+    out = place / "locked"
+    recipe = recipe_of(place, strategies={})
+    with Run.create(out, recipe).locked(), both(recipe, out) as started:
+        (code, _, err), (other, _, said) = ended(started)
+    assert (code, other) == (2, 1)
+    assert "is in use by process" in err
+    assert "process 0 of 2 stopped at this step, and says why" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_the_launchers_of_the_field_start_it(place: Path, launcher: str) -> None:
+    out = place / launcher
+    recipe = recipe_of(place)
+    file = place / f"{launcher}.toml"
+    file.write_text(recipe.to_toml(), encoding="utf8")
+    port = str(free_port())
+    how = {
+        "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", port),
+        "accelerate": (
+            *("accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", "2"),
+            *("--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port),
+        ),
+    }[launcher]
+    words = ["train", recipe.images, "--recipe", str(file), "--base", recipe.base]
+    done = subprocess.run(
+        [sys.executable, "-m", *how, "-m", "variegate", *words, "--out", str(out), "--json"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(variegate.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        },
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == recipe.optimizer.steps
+    alike(Run.open(out), train(recipe, out=place / f"alone-{launcher}"))
+
+
+def test_alone_nothing_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    from variegate.train.ranks import Ranks, joined
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as ranks:
+        assert ranks == Ranks()
+        assert ranks.shared({"a": 1}) == {"a": 1}
+        assert ranks.most(3) == 3
+        assert ranks.summed({"x": 0.5}) == {"x": 0.5}
+        assert not torch.distributed.is_initialized()

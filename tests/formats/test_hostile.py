@@ -84,6 +84,28 @@ def test_inspecting_a_huge_product_forms_none(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
+def test_factors_that_multiply_to_more_than_floats_hold_are_refused_or_told(tmp_path: Path) -> None:
+    huge = 3.39e38  # float32 itself holds it
+    folded = tmp_path / "folded.safetensors"
+    parts = {
+        "lokr_w1": torch.zeros(1, 1),
+        "lokr_t2": torch.full((1, 1, 3, 3), huge),
+        "lokr_w2_a": torch.full((1, 4), huge),
+        "lokr_w2_b": torch.full((1, 1), huge),
+    }
+    save_file({f"{STEM}.{name}": t for name, t in parts.items()}, folded)
+    assert "multiply to more than float32 holds" in refusal(folded)
+    assert "multiply to more than float32 holds" in formats.inspect(folded)["problem"]
+    # Each factor is finite, and so is their product in double precision.
+    flat = tmp_path / "flat.safetensors"
+    parts |= {"lokr_w2_a": torch.full((4, 1), huge), "lokr_w2_b": torch.full((1, 4), huge)}
+    del parts["lokr_t2"]
+    save_file({f"{STEM}.{name}": t for name, t in parts.items()}, flat)
+    facts = formats.inspect(flat)
+    assert facts["problem"] is None
+    json.dumps(facts, allow_nan=False)
+
+
 def test_numbers_of_other_kinds_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     for kind in (torch.complex64, torch.int64, torch.bool):

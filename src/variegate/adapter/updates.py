@@ -217,15 +217,18 @@ class LokrUpdate(Update):
         small, large = self._halves()
         return small.shape[0] * large.shape[0], small.shape[1] * large.shape[1]
 
-    def _halves(self) -> tuple[Float[Tensor, "o i"], Float[Tensor, "p j"]]:
-        return _whole(self.w1, self.w1_a, self.w1_b), _whole(self.w2, self.w2_a, self.w2_b)
+    def _halves(
+        self, dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "o i"], Float[Tensor, "p j"]]:
+        first = _whole(self.w1, self.w1_a, self.w1_b, dtype)
+        return first, _whole(self.w2, self.w2_a, self.w2_b, dtype)
 
     def _delta(self, weight: Float[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
         return torch.kron(*self._halves()) * self.scale
 
     def spectrum(self, weight: Tensor | None = None) -> Float[Tensor, " k"]:
         """All products of the two halves' singular values, largest first."""
-        small, large = (torch.linalg.svdvals(half.double()) for half in self._halves())
+        small, large = map(torch.linalg.svdvals, self._halves(torch.float64))
         values: Tensor = torch.outer(small, large).flatten() * abs(self.scale)
         return values.sort(descending=True).values.float()
 
@@ -236,12 +239,14 @@ class LokrUpdate(Update):
         return replace(self, w1_a=self.w1_a * strength)
 
 
-def _whole(full: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor:
+def _whole(
+    full: Tensor | None, left: Tensor | None, right: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     if full is not None:
-        return full.flatten(1).float()
+        return full.flatten(1).to(dtype)
     assert left is not None
     assert right is not None
-    return left.float() @ right.flatten(1).float()
+    return left.to(dtype) @ right.flatten(1).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from variegate.adapter import Adapter
+from variegate.adapter.updates import numbers_of
 from variegate.errors import AdapterError
 from variegate.formats import diffusers
 from variegate.formats.container import Container, finite_faults, open_container
@@ -87,6 +88,11 @@ def _adapter(container: Container, part: str = "") -> Adapter:
     _refuse(file, found.faults)
     found.part()
     layers = found.joined(_alphas(container, found))
+    found.faults += [
+        f"{name}: its factors multiply to more than float32 holds"
+        for name, update in layers.items()
+        if not all(bool(torch.isfinite(t).all()) for t in numbers_of(update))
+    ]
     _refuse(file, found.faults)
     widths = {name: update.size[1] for name, update in layers.items()}
     notes = {k: v for k, v in metadata.items() if k != diffusers.HEADER}

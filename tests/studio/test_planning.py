@@ -82,9 +82,10 @@ def test_the_forecast_goes_by_the_audits_own_lines() -> None:
     assert (planning.FEW, planning.THIN) == (variety.FEW, variety.THIN)
 
     def risk(different: float, *shared: str, usable: int = 12) -> str:
-        found = forecast({"effective_images": different, "usable": 12, "limited_by": list(shared)})
+        audit = {"effective_images": different, "usable": usable, "limited_by": list(shared)}
+        found = forecast(audit)
         assert found is not None
-        return found.risk
+        return f"{found.risk}, {found.what}"
 
     assert risk(1.3, "duplicates", "background") == "high, alike"
     assert risk(4.5, "background", usable=5) == "high, sharing"

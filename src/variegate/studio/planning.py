@@ -250,7 +250,8 @@ class Estimate:
 
 def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
     """By earlier runs on the same base in this home, nothing else: machines differ too much."""
-    paces, after, sizes, peaks = [], [], [], []
+    paces, after = list[float](), list[float]()
+    sizes, peaks = list[float](), list[float]()
     for place in desk.runs():
         if len(paces) == ENOUGH:
             break

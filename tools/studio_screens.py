@@ -1,8 +1,9 @@
-"""The studio's screens as pictures: `scripts/screens [FOLDER]`.
+"""The studio's screens as pictures: `scripts/screens [FOLDER [HOME]]`.
 
 Makes a home of its own, brings pictures to it, learns on the pocket for a minute, and photographs
-every screen in Debian's Chromium. Without FOLDER, the few that the documents show are written to
-`docs/figures/studio`; with it, all of them in both themes at 390, 820 and 1280 pixels.
+every screen in Debian's Chromium. Without FOLDER, or with `-`, the few that the documents show are
+written to `docs/figures/studio`; with it, all of them in both themes at 390, 820 and 1280 pixels.
+HOME: a home that has a run `green-robot` already, so that none is made.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ DOCUMENTS = ROOT / "docs" / "figures" / "studio"
 SHOWN = ("home", "pictures", "plan", "live", "report", "check")  # in the documents
 SMALL = ("optimizer.steps=80", "probes.every=10", "panels=on", "panels.every=20")
 SMALL += ("sampling.preset=quick", "sampling.steps=6", "strategies.new_background=off")
-COLOURS = 128  # of a picture in the documents
+QUALITY = 86  # of a picture in the documents
 
 
-def main(folder: Path | None) -> None:
+def main(folder: Path | None, kept: Path | None) -> None:
     with tempfile.TemporaryDirectory() as made, sync_playwright() as driver:
-        home = Path(made)
+        home = kept or Path(made)
         words = [sys.executable, "-m", "variegate"]
         settings = [w for s in SMALL for w in ("--set", s)]
         trial = ["trial", str(DEMO), "--trigger", "zqx", "--class", "face", *settings]
-        subprocess.run([*words, *trial, "--out", str(home / "runs" / "green-robot")], check=True)
+        if not (home / "runs" / "green-robot" / "verdict.json").exists():
+            out = str(home / "runs" / "green-robot")
+            subprocess.run([*words, *trial, "--out", out], check=True)
         program = next(p for p in PLACES if Path(p).exists())
         opened = driver.chromium.launch(executable_path=program, args=FLAGS)
         with subprocess.Popen(
@@ -118,12 +121,14 @@ def photograph(
 
 
 def shrink(file: Path) -> None:
-    """Fewer colours and three quarters of the size: what a document needs."""
+    """Three quarters of the size, as WebP: what a document needs."""
     with Image.open(file) as picture:
         size = (picture.width * 3 // 4, picture.height * 3 // 4)
         small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    small.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    small.save(file.with_suffix(".webp"), quality=QUALITY, method=6)
+    file.unlink()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    given = [None if word == "-" else Path(word).resolve() for word in sys.argv[1:3]]
+    main(*[*given, None, None][:2])

@@ -81,15 +81,18 @@ def test_what_the_drawer_shows_is_what_the_recipe_says() -> None:
 def test_the_forecast_goes_by_the_audits_own_lines() -> None:
     assert (planning.FEW, planning.THIN) == (variety.FEW, variety.THIN)
 
-    def risk(different: float, *shared: str) -> str:
-        found = forecast({"effective_images": different, "usable": 12, "limited_by": list(shared)})
+    def risk(different: float, *shared: str, usable: int = 12) -> str:
+        audit = {"effective_images": different, "usable": usable, "limited_by": list(shared)}
+        found = forecast(audit)
         assert found is not None
-        return found.risk
+        return f"{found.risk}, {found.what}"
 
-    assert risk(1.3, "duplicates", "background") == "high"
-    assert risk(8.0) == "medium"
-    assert risk(11.0, "background") == "medium"
-    assert risk(11.0) == "low"
+    assert risk(1.3, "duplicates", "background") == "high, alike"
+    assert risk(4.5, "background", usable=5) == "high, sharing"
+    assert risk(4.5, usable=5) == "medium, few"
+    assert risk(8.0) == "medium, few"
+    assert risk(11.0, "background") == "medium, sharing"
+    assert risk(11.0) == "low, well"
     for nothing in ({}, {"effective_images": 0, "usable": 0}, {"effective_images": "x"}):
         assert forecast(nothing) is None
 

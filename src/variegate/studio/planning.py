@@ -42,6 +42,7 @@ HOLD_AT = {-2: 2.0, -1: 1.5, 0: 1.0, 1: 0.7, 2: 0.4}  # of the weight that holds
 FEW, THIN = 5, 10
 ENOUGH = 8  # earlier runs that an estimate goes by
 HIDDEN = ("base", "images", "trigger", "class_noun", "panels")  # asked for above the drawer
+ALIKE = 0.5  # of the pictures count as different, below which they are much alike
 Risk = Literal["low", "medium", "high"]
 
 
@@ -197,12 +198,14 @@ def _written(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How likely a collapse is, from the pictures alone; `because` are names of reasons."""
+    """How likely a collapse is, from the pictures alone; `because` are names of reasons, and
+    `what` is what the pictures are: well, few, sharing or alike."""
 
     risk: Risk
     different: float
     usable: int
     because: tuple[str, ...]
+    what: Literal["well", "few", "sharing", "alike"]
 
 
 def forecast(audit: Mapping[str, Any]) -> Forecast | None:
@@ -212,13 +215,17 @@ def forecast(audit: Mapping[str, Any]) -> Forecast | None:
         return None
     listed = audit.get("limited_by")
     shared = tuple(str(s) for s in listed) if isinstance(listed, list) else ()
+    alike = different < ALIKE * usable
     risk: Risk = "low"
-    if different < FEW:
+    if different < FEW and (alike or shared):
         risk = "high"
     elif different < THIN or shared:
         risk = "medium"
     because = shared[:2] or (("few",) if different < THIN else ())
-    return Forecast(risk, float(different), usable, because)
+    what: Literal["well", "few", "sharing", "alike"] = "well"
+    if risk != "low":
+        what = "alike" if alike else "sharing" if shared else "few"
+    return Forecast(risk, float(different), usable, because, what)
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,8 @@ class Estimate:
 
 def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
     """By earlier runs on the same base in this home, nothing else: machines differ too much."""
-    paces, after, sizes, peaks = list[float](), list[float](), list[float](), list[float]()
+    paces, after = list[float](), list[float]()
+    sizes, peaks = list[float](), list[float]()
     for place in desk.runs():
         if len(paces) == ENOUGH:
             break

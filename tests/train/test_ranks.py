@@ -170,6 +170,7 @@ def wait_for(run: Path, step: int, processes: list[Any]) -> None:
 LONG = {"optimizer": {"steps": 60, "batch_size": 2}, "checkpoints": {"every": 3, "keep": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_when_one_process_dies_or_hangs_all_end_with_a_message(
     place: Path, number: signal.Signals
@@ -211,6 +212,7 @@ def test_a_signal_to_one_process_stops_both_at_a_step_that_both_can_go_on_from(
     assert [x["step"] for x in Run.open(out).read_journal("start")] == [0, end["step"]]
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_first_ends_the_others_with_a_hint(place: Path) -> None:
     out = place / "locked"
     recipe = recipe_of(place, strategies={})

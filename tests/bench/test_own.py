@@ -324,7 +324,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(on: str, jobs: int) -> Any:
         yield Here()
 
-    monkeypatch.setattr(suite, "_workers", here)
+    monkeypatch.setattr(suite, "workers", here)
 
 
 def test_a_benchmark_on_a_base_of_ones_own_is_measured_and_goes_on(

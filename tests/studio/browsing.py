@@ -57,10 +57,14 @@ class Window:
             self.page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
 
     def fits(self) -> None:
-        """Nothing sticks out to the side."""
-        width, inner = self.page.evaluate(
-            "[document.documentElement.scrollWidth, window.innerWidth]"
-        )
+        """Nothing sticks out to the side, once plots have heard of a new width."""
+        for _ in range(30):
+            width, inner = self.page.evaluate(
+                "[document.documentElement.scrollWidth, window.innerWidth]"
+            )
+            if width <= inner:
+                break
+            self.page.wait_for_timeout(100)
         assert width <= inner, (self.page.url, width, inner)
 
     def is_usable(self) -> None:

@@ -95,7 +95,8 @@ def test_a_run_that_somebody_else_began_is_seen_as_it_goes(
         assert page.locator(".dialcard .info").get_attribute("open") is not None
         assert page.locator("canvas").count() >= 1
         for ask in ("keep", "sample", "stop"):
-            page.get_by_test_id(ask).click()
+            with page.expect_response(lambda answer: answer.request.method == "POST"):
+                page.get_by_test_id(ask).click()
             page.wait_for_selector(".toast")
         assert run.asked() == ["stop", "keep", "sample"]
         window.is_usable()

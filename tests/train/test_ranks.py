@@ -234,7 +234,7 @@ def test_the_launchers_of_the_field_start_it(place: Path, launcher: str) -> None
     how = {
         "torchrun": ("torch.distributed.run", "--nproc-per-node", "2", "--master-port", port),
         "accelerate": (
-            *("accelerate.commands.launch", "--cpu", "--multi_cpu", "--num_processes", "2"),
+            *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
             *("--num_machines", "1", "--mixed_precision", "no", "--main_process_port", port),
         ),
     }[launcher]

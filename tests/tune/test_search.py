@@ -138,7 +138,7 @@ CHILD = textwrap.dedent(
     if __name__ == "__main__":
         images, out, storage, trials, seed = sys.argv[1:6]
         found = search(
-            search_of(Path(images), trials=int(trials)),
+            search_of(Path(images), trials=int(trials), seed=int(seed)),
             out=Path(out), work=run, patience=2.0, storage=storage or None,
         )
         print(len(found["points"]) + len(found["trials"]["failed"]), flush=True)
@@ -146,11 +146,13 @@ CHILD = textwrap.dedent(
 )
 
 
-def child(images: Path, out: Path, *, storage: str = "", trials: int = 12) -> subprocess.Popen[str]:
+def child(
+    images: Path, out: Path, *, storage: str = "", trials: int = 12, seed: int = 0
+) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     home = Path(variegate.__file__).parents[1]
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(images), str(out), storage, str(trials), "0"],
+        [sys.executable, "-c", CHILD, str(images), str(out), storage, str(trials), str(seed)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root, home, root / "tests")))},
@@ -197,10 +199,11 @@ def test_a_search_that_is_killed_loses_one_trial_s_time_and_no_result(
 
 
 def share_one(images: Path, out: Path, storage: str = "") -> None:
-    """Two processes at one search: as many trials as asked, none by both."""
+    """Two processes at one search, which no other test has begun in that storage: as many trials as
+    asked, none by both."""
     out.mkdir()
     (out / "slow").write_text("0.2")
-    both = [child(images, out, storage=storage, trials=8) for _ in range(2)]
+    both = [child(images, out, storage=storage, trials=8, seed=7) for _ in range(2)]
     assert [int(ended(process)) for process in both] == [8, 8]
     tried = {n: c for n, c in begun(out).items() if n.startswith("trial")}
     assert sum(tried.values()) == 8

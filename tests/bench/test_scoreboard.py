@@ -101,6 +101,13 @@ def test_a_table_of_one_seed_can_be_told_and_shown(tmp_path: Path) -> None:
     write_scoreboard(found, command="x", sheets=[], out=tmp_path / "page.html")
 
 
+def test_a_table_without_plain_can_be_told_and_shown(tmp_path: Path) -> None:
+    found = summary(rival(0.5, 0.7))
+    assert "kohya" in as_text(found)
+    page = write_scoreboard(found, command="x", sheets=[], out=tmp_path / "page.html")
+    assert "kohya" in page.read_text(encoding="utf8")
+
+
 def rival(entropy: float, likeness: float) -> list[dict[str, Any]]:
     rows = []
     for seed in range(3):
@@ -118,13 +125,6 @@ def rival(entropy: float, likeness: float) -> list[dict[str, Any]]:
     ("entropy", "likeness", "wins"),
     [(0.5, 0.7, True), (0.5, 0.729, True), (0.5, 0.74, False), (0.9, 0.5, False)],
 )
-def test_a_table_without_plain_can_be_told_and_shown(tmp_path: Path) -> None:
-    found = summary(rival(0.5, 0.7))
-    assert "kohya" in as_text(found)
-    page = write_scoreboard(found, command="x", sheets=[], out=tmp_path / "page.html")
-    assert "kohya" in page.read_text(encoding="utf8")
-
-
 def test_the_gate_asks_for_variety_at_likeness_on_held_out_ailments_of_the_field(
     entropy: float, likeness: float, wins: bool
 ) -> None:

@@ -148,7 +148,7 @@ def measure(studio: Studio, request: Request, form: Form) -> Response:
 def repair(studio: Studio, request: Request, form: Form) -> Response:
     place = _place(studio, request)
     facts = facts_of(place)
-    price = form.get("price", "0.05")
+    price = form.get("price", "0.1")
     if price not in ("0.02", "0.05", "0.1"):
         raise NotHere
     trigger, noun = str(facts.get("trigger") or ""), str(facts.get("noun") or "")

@@ -3,8 +3,8 @@
     python tools/pick_table.py run --minutes 60   # goes on where it stopped
     python tools/pick_table.py table              # docs/picking.md, below its mark
 
-The runs are the benchmark's: plain, default and field settings on pictures that make an adapter
-collapse and on healthy ones, each with five checkpoints. Every point of the grid is drawn whole
+The runs are the benchmark's: plain and field settings on pictures that make an adapter collapse and
+on healthy ones, each with four checkpoints. Every point of the grid is drawn whole
 (8 prompts of each group, 4 pictures a prompt) and read by the judge; then `pick` searches the same
 grid at a quarter of its pictures, which it finds drawn, and only its last check is drawn anew.
 """
@@ -40,9 +40,9 @@ from variegate.run import Run  # noqa: E402
 from variegate.train import train  # noqa: E402
 
 AILMENTS = ("one-sided", "eight pictures", "one background", "healthy")
-CONTENDERS = ("plain", "default", "diffusers", "OneTrainer")
-SEEDS = 2
-CHECKPOINTS = 5
+CONTENDERS = ("plain", "diffusers", "OneTrainer")
+SEEDS = 3
+CHECKPOINTS = 4
 STRENGTHS = (0.6, 0.8, 1.0)
 GUIDANCE = (1.0, 1.4)
 PROMPTS = 8  # of each group, of every point: 64 pictures
@@ -278,7 +278,7 @@ LINE_HEAD = (
 HEAD = """\
 ## What it costs and saves
 
-Made by `tools/pick_table.py` on the pocket: {runs} runs of plain, default and field settings,
+Made by `tools/pick_table.py` on the pocket: {runs} runs of plain and field settings,
 {points} points each, every one drawn whole (64 pictures) and read by the judge; `pick` searched
 the same grid with at most {share} % of its pictures, the check at fresh prompts counted in.
 Variety is the entropy of what prompts leave open, as a share of the base's, the mean of class and

@@ -106,7 +106,6 @@ WAYS = (
     Way("late_adapter + shield", {"late_adapter": {}, "shield": {}}),
     Way("late_adapter + spell 0.3", {"late_adapter": {}, "spell": {"radius": 0.3}}),
     Way("late_adapter, guidance 2", {"late_adapter": {}}, {"guidance_scale": 2.0}),
-    Way("late_adapter, strength 1.2", {"late_adapter": {}}, strength=1.2),
     Way("late_adapter 0.6, strength 1.2", {"late_adapter": {"boundary": 0.6}}, strength=1.2),
     Way(
         "late_adapter 0.6, strength 1.2 + spell 0.3",

@@ -109,22 +109,25 @@ def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
 
 def recognised(left: Evidence, right: Evidence) -> Measurement | Missing:
     """How often the right adapter's trigger pictures show the subject, for each time that the
-    left's do: the mean over pictures of how surely each is as like the training pictures as the
-    better half of the left's is, over that of the left's own at the same seeds.
+    left's do.
 
-    `likeness`, a mean of cosines, hardly moves while one subject turns into another, since pictures
-    of neither count as nearly as like. This counts those that are as like as what the left adapter
-    draws well.
+    A picture counts by how surely it is as like the subject as the better half of the left's
+    pictures, the mean of two: like the training pictures, and like what the left adapter draws;
+    the mean over pictures over that of the left's own, at the same seeds. `likeness`, a mean of
+    cosines, hardly moves while one subject turns into another, since pictures of neither count as
+    nearly as like; nearness to the training pictures alone can rise while the subject goes.
     """
     name, found = "recognised", paired_recognised(left, right)
     if isinstance(found, Missing):
         return found
     values = 1 + np.array([np.mean(own) for own in found])
-    value, unit = float(values.mean()), "1 as often as the other"
+    value, unit, n = float(values.mean()), "1 as often as the other", len(values)
     source = f"{right.identity.encoder}, the same prompts, percentile bootstrap over prompts"
-    low, high = np.quantile(values[_resampled(name, len(values))].mean(1), (0.025, 0.975))
-    bounds = (min(float(low), value), max(float(high), value)) if len(values) > 1 else (None, None)
-    return Measurement(name, value, *bounds, len(values), "higher", unit, source=source)
+    if n < 2:
+        return Measurement(name, value, None, None, n, "higher", unit, source=source)
+    low, high = np.quantile(values[_resampled(name, n)].mean(1), (0.025, 0.975))
+    bounds = min(float(low), value), max(float(high), value)
+    return Measurement(name, value, *bounds, n, "higher", unit, source=source)
 
 
 def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...] | Missing:
@@ -132,33 +135,47 @@ def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...
     asked."""
     name, who = "recognised", left.identity
     lines = {line.prompt: line for line in right.of_group("trigger")}
-    asked = left.of_group("trigger")
-    shared = [(a, lines[a.prompt]) for a in asked if a.prompt in lines]
-    shared = [(a, b) for a, b in shared if min(a.paired, b.paired)]
+    asked = [line for line in left.of_group("trigger") if line.paired]
+    shared = [(i, lines[a.prompt]) for i, a in enumerate(asked) if a.prompt in lines]
+    shared = [(i, b) for i, b in shared if b.paired]
     if not shared:
         return Missing(name, "no trigger prompt was drawn by both adapters")
     if who.train is None or len(who.train) < 2:
         return Missing(name, "needs two training pictures or more")
-    if way_to_subject(who, asked) < LEAST_RANGE:
+    if way_to_subject(who, tuple(asked)) < LEAST_RANGE:
         return Missing(name, f"{who.encoder} finds the base's own pictures as like")
     subject = who.train if who.held_out is None else torch.cat([who.train, who.held_out])
+    own = [who.of_adapter(line)[: line.paired] for line in asked]
+    sizes = [len(rows) for rows in own]
+    theirs = [right.identity.of_adapter(b)[: min(sizes[i], b.paired)] for i, b in shared]
+    drawn, starts = torch.cat(own), np.cumsum([0, *sizes])
 
-    def near(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
-        return (rows @ subject.T).mean(1)
+    def to_others(rows: Float[Tensor, "k d"], start: int) -> Float[Tensor, " k"]:
+        """The mean cosine to what left drew, but the one of the same prompt and seed."""
+        cosines = rows @ drawn.T
+        same = cosines[range(len(rows)), range(start, start + len(rows))]
+        return (cosines.sum(1) - same) / max(1, len(drawn) - 1)
 
-    own = torch.cat([near(who.of_adapter(line)) for line in asked])
-    half, soft = own.quantile(0.5), max(CLEAR * float(own.std(correction=0)), 1e-3)
-
-    def sure(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
-        return ((near(rows) - half) / soft).sigmoid()
-
-    whole = float(((own - half) / soft).sigmoid().mean())
+    learnt = _surely((drawn @ subject.T).mean(1), [(x @ subject.T).mean(1) for x in theirs])
+    alike = _surely(
+        to_others(drawn, 0),
+        [to_others(x, int(starts[i])) for x, (i, _) in zip(theirs, shared, strict=True)],
+    )
+    mine = ((learnt[0] + alike[0]) / 2).split(sizes)
+    whole = float(torch.cat(mine).mean())
     found = []
-    for a, b in shared:
-        k = min(a.paired, b.paired)
-        gap = sure(right.identity.of_adapter(b)[:k]) - sure(who.of_adapter(a)[:k])
+    for (i, _), one, other in zip(shared, learnt[1], alike[1], strict=True):
+        gap = (one + other) / 2 - mine[i][: len(one)]
         found.append(tuple((gap / whole).tolist()))
     return tuple(found)
+
+
+def _surely(
+    own: Float[Tensor, " n"], theirs: list[Float[Tensor, " k"]]
+) -> tuple[Float[Tensor, " n"], list[Float[Tensor, " k"]]]:
+    """How surely each number lies in the upper half of an adapter's own: a half at their median."""
+    half, soft = own.quantile(0.5), max(CLEAR * float(own.std(correction=0)), 1e-3)
+    return ((own - half) / soft).sigmoid(), [((x - half) / soft).sigmoid() for x in theirs]
 
 
 def _headlines(evidence: Evidence) -> list[tuple[str, str, View]]:

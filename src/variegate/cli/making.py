@@ -17,6 +17,7 @@ from variegate.cli.words import (
     Encoders,
     Images,
     MaybeImages,
+    On,
     RecipeName,
     Seed,
     Settings,
@@ -24,6 +25,7 @@ from variegate.cli.words import (
     T5Tokenizer,
     Trigger,
     Vram,
+    Workers,
     verb,
 )
 from variegate.console import Door
@@ -121,6 +123,8 @@ def sample(
     format: Annotated[
         Literal["png", "webp"], typer.Option(help="Both without loss, and with what drew them.")
     ] = "png",
+    jobs: Workers = 1,
+    on: On = "",
     t5_tokenizer: T5Tokenizer = None,
     seed: Seed = None,
 ) -> None:
@@ -154,8 +158,10 @@ def sample(
     named = (
         room.Named.of(adapter, learnt.metadata) if adapter and isinstance(learnt, Adapter) else None
     )
-    pictures = room.sample(
+    source = room.Source.of(base, adapter, t5_tokenizer=t5_tokenizer, **reading)
+    pictures = room.sample_apart(
         *(model, learnt, wanted),
+        hands=room.Hands(source, jobs, on),
         plan=plan,
         out=out,
         negative=negative,

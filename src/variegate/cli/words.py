@@ -80,11 +80,11 @@ SinkNames = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option("--workers", "--jobs", min=1, help="Runs side by side, sharing the cores."),
+    typer.Option("--workers", "--jobs", min=1, help="So many side by side, sharing the cores."),
 ]
 On = Annotated[
     str,
-    typer.Option(help="'ray' or ray://HOST:PORT: spread the runs over a Ray cluster."),
+    typer.Option(help="'ray' or ray://HOST:PORT: spread the work over a Ray cluster."),
 ]
 Preset = Literal["quick", "standard", "thorough"]
 

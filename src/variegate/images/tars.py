@@ -140,7 +140,10 @@ def load_index(file: Path) -> Index | None:
         with safe_open(str(file), "np") as kept:
             facts = json.loads((kept.metadata() or {})["facts"])
             parts = {name: kept.get_tensor(name) for name in _ARRAYS}
-        told = (Fault(Path(at), *rest, False) for at, *rest in facts["faults"])
+        told = (
+            Fault(Path(at), kind, fault, advice, usable=False)
+            for at, kind, fault, advice in facts["faults"]
+        )
         index = Index(**parts, faults=tuple(told), more_faults=int(facts["more_faults"]))
         if index.digest == facts["digest"]:
             return index

@@ -289,7 +289,9 @@ def test_torchrun_replaces_a_process_that_dies(place: Path, dies: int) -> None:
         started.kill()
         started.communicate()
     assert started.returncode == 0, said
-    assert json.loads(told)["step"] == 60  # one answer, of those that went on
+    answers = [json.loads(line) for line in told.splitlines()]  # of each start the first one's
+    assert answers[-1]["step"] == 60
+    assert all("died or hangs" in str(answer) for answer in answers[:-1])
     run = Run.open(out)
     begins = [line["step"] for line in run.read_journal("start")]
     assert begins[0] == 0
@@ -312,7 +314,8 @@ def test_a_run_of_one_process_goes_on_with_two(place: Path) -> None:
         (code, _, err), (other, _, said) = ended(started)
     assert (code, other) == (0, 0), (err, said)
     run = Run.open(place / "grown")
-    assert [line["step"] for line in run.read_journal("start")] == [0, 3]
+    begun, gone_on = [line["step"] for line in run.read_journal("start")]
+    assert begun == 0 < gone_on <= 5
     alike(run, train(recipe, out=place / "never-grown"))
 
 
@@ -322,7 +325,7 @@ def test_two_processes_learn_from_tars_what_one_does(
 ) -> None:
     write_tars(place / "tars", (7, 5, 6))
     monkeypatch.setenv("VARIEGATE_CACHE", str(place / "cache"))
-    recipe = recipe_of(place, images=str(place / "tars"))
+    recipe = recipe_of(place).model_copy(update={"images": str(place / "tars")})
     with both(recipe, place / "two-tars") as started:
         (code, _, err), (other, _, said) = ended(started)
     assert (code, other) == (0, 0), (err, said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -404,6 +405,13 @@ def test_reading_stays_ahead_and_nothing_is_read_twice(made: Any) -> None:
 
 def test_storage_that_is_too_slow_is_told(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = made_stream(2, steps=3000, at_once=1)
+    read = MadeUp.cat_file
+
+    def slowly(*given: Any, **named: Any) -> bytes:
+        time.sleep(0.05)
+        return read(*given, **named)
+
+    monkeypatch.setattr(MadeUp, "cat_file", slowly)
     for step in range(1, 900, 40):  # never waits for a block
         stream.at(step)
     assert stream.stalls > 10

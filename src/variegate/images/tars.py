@@ -238,6 +238,7 @@ class _Reading:
         Raises: ImagesError where it is no tar, or ends too early.
         """
         after = 0  # the end of the last file that is whole
+        self._stream.seek(0)
         try:
             with tarfile.open(fileobj=_Sips(self._stream), mode="r:") as tar:  # type: ignore[call-overload]
                 while (file := tar.next()) is not None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
-from concurrent.futures import wait
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +31,14 @@ from variegate.errors import ImagesError, RecipeError, RunError
 from variegate.images import ImageSet, Shards
 from variegate.images import shards as shards_room
 from variegate.models import load
+from variegate.progress import silent
 from variegate.recipe import Recipe
 from variegate.run import Run
 from variegate.train import resume, train
-from variegate.train.data import Latents, Words, read_training_set
+from variegate.train.data import Batch, Latents, Words, read_training_set
 from variegate.train.examples import TrainingSet
+from variegate.train.ranks import Ranks
+from variegate.train.strategies import Setting, cook
 from variegate.train.stream import Streamed, read_stream
 from variegate.train.turns import BlockTurns
 
@@ -294,6 +302,95 @@ def test_latents_that_the_disk_would_drop_are_not_written(
     data.close()
 
 
+class Meeting:
+    """Stands for what lies between processes: each hands something in, and all get all of it."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier, self.brought = threading.Barrier(size, timeout=60), [None] * size
+
+    def of(self, rank: int, value: Any) -> list[Any]:
+        self.brought[rank] = value
+        self.barrier.wait()
+        found = list(self.brought)
+        self.barrier.wait()
+        return found
+
+
+@dataclass(frozen=True)
+class Threaded(Ranks):
+    """A process that is a thread."""
+
+    meeting: Any = None
+
+    def gathered(self, value: Any) -> list[Any]:
+        return self.meeting.of(self.rank, json.loads(json.dumps(value)))  # type: ignore[no-any-return]
+
+    def laid_together(self, parts: torch.Tensor) -> torch.Tensor:
+        return sum(self.meeting.of(self.rank, parts), torch.zeros_like(parts))
+
+    @contextmanager
+    def as_one(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_process_makes_its_share_of_the_rows_and_all_have_all(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    files = [(f"{i:02d}.png", png(i)) for i in range(24)]
+    files[5] = ("05.png", b"nothing" * 9)
+    (tmp_path / "x.tar").write_bytes(tar_of(files))
+    recipe = Recipe.build(
+        {
+            "trigger": "zqx",
+            "strategies": {k: v for k, v in STRATEGIES.items() if k != "stay_near"},
+            "optimizer": {"batch_size": 5, "steps": 6},
+            "held_out": {"share": 0},
+        }
+    )
+    encoded = Counter[int]()
+    encode = model.encode
+
+    def counted(*given: Any) -> Any:
+        encoded[threading.get_ident()] += 1
+        return encode(*given)
+
+    monkeypatch.setattr(model, "encode", counted)
+
+    def batches(ranks: Ranks) -> tuple[list[Batch], list[str], int]:
+        shards = Shards.open(str(tmp_path / "x.tar"))
+        data = few_at_once(shards, recipe, side=64, pocket=False, needs_masks=True)
+        assert data.stream is not None
+        strategies = cook(recipe)
+        for strategy in strategies.values():
+            strategy.prepare(Setting(recipe, model, tmp_path, silent))
+        latents = Latents(model, recipe, strategies)
+        latents._disk = None
+        before = encoded[threading.get_ident()]
+        found = [latents.batch(data.stream, step, ranks) for step in range(1, 6)]
+        count = encoded[threading.get_ident()] - before
+        data.close()
+        return found, data.stream.notes(), count
+
+    alone, told, all_of = batches(Ranks())
+    assert all_of == 25
+    meeting = Meeting(size)
+    with ThreadPoolExecutor(size) as pool:
+        each = [Threaded(rank, size, meeting=meeting) for rank in range(size)]
+        found = list(pool.map(batches, each))
+    assert sum(count for _, _, count in found) == 25
+    assert max(count for _, _, count in found) <= 5 * -(-5 // size)
+    assert len(told) == 1
+    assert found[0][1] == told  # the first one notes what any has found
+    for theirs, _, _ in found:
+        for ours, mine in zip(theirs, alone, strict=True):
+            assert (ours.keys, ours.captions) == (mine.keys, mine.captions)
+            assert ours.frames == mine.frames
+            assert torch.equal(ours.latents, mine.latents)
+            assert torch.equal(ours.masks, mine.masks)
+            assert torch.equal(ours.noise, mine.noise)
+
+
 def test_words_kept_are_bounded_and_read_the_same(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,9 +509,9 @@ def test_storage_that_is_too_slow_is_told(made: Any, monkeypatch: pytest.MonkeyP
         return read(*given, **named)
 
     monkeypatch.setattr(MadeUp, "cat_file", slowly)
-    for step in range(1, 900, 40):  # never waits for a block
+    for step in range(1, 2400, 80):  # past the window that is read ahead, every time
         stream.at(step)
-    assert stream.stalls > 10
+    assert stream.stalls > 20
     assert any("storage is slower than training" in note for note in stream.notes())
     stream.close()
 

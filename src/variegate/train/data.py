@@ -31,6 +31,7 @@ from variegate.train.frame import Frame, cut_middle
 from variegate.train.latent_cache import MOST_BYTES, LatentCache
 from variegate.train.mask_ways import MaskWays
 from variegate.train.paint import ground_colour
+from variegate.train.ranks import ALONE, Ranks
 from variegate.train.split import split
 from variegate.train.strategies import Seen, Shot, Strategy
 from variegate.train.strategies.buckets import nearest_shape, shapes
@@ -119,6 +120,22 @@ class Encoded(NamedTuple):
     frame: Frame | None
 
 
+class _Row(NamedTuple):
+    """One row of a batch."""
+
+    key: str
+    caption: str
+    frame: Frame | None
+    latent: Float[Tensor, "c y x"]
+    mask: Float[Tensor, "y x"]
+
+    def told(self) -> dict[str, Any]:
+        """All of it but the numbers, as JSON has it."""
+        frame = self.frame and self.frame.to_json()
+        shape = list(self.latent.shape)
+        return {"key": self.key, "caption": self.caption, "frame": frame, "shape": shape}
+
+
 class Latents:
     """Examples as batches of latents, encoded at need by the bare autoencoder and kept.
 
@@ -137,43 +154,85 @@ class Latents:
         self._disk = None if model.pocket else LatentCache(model)
         self._passing = 0  # latents that a stream would leave; 0: all are kept
 
-    def batch(self, examples: Sequence[Example] | Streamed, step: int) -> Batch:
-        """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size."""
-        recipe, strategies = self._recipe, self._strategies.values()
+    def batch(
+        self, examples: Sequence[Example] | Streamed, step: int, ranks: Ranks = ALONE
+    ) -> Batch:
+        """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size.
+
+        Of pictures that are read as they come each process makes rows of its own, for all.
+        """
+        recipe = self._recipe
         size = recipe.optimizer.batch_size
-        picked = self._picked(examples, step)
         if isinstance(examples, Streamed):
             self._passing = examples.count * (recipe.variants if self._alters else 1)
-        rows, captions = list[Encoded](), list[str]()
-        for row, example in enumerate(picked):
-            variant = 0
-            if self._alters:
-                draw = torch.rand((), generator=seeds.at(recipe.seed, "variant", step, row))
-                variant = int(draw * recipe.variants)
-            mirrored = any(s.mirrors(step, row) for s in strategies)
-            rows.append(self.encoded(example, variant, mirrored=mirrored))
-            caption = still_true(
-                example.caption,
-                rows[-1].seen.changed,
-                mirrored=mirrored,
-                pocket=bool(self._model.pocket),
-            )
-            for strategy in strategies:
-                caption = strategy.caption(caption, step, row, rows[-1].seen)
-            captions.append(caption)
+            rows = self._shared_out(examples, step, ranks)
+        else:
+            picked = self._picked(examples, step)
+            rows = [self._row(example, step, row) for row, example in enumerate(picked)]
         latents = torch.stack([row.latent for row in rows])
         timesteps = self._model.schedule.draw(size, seeds.at(recipe.seed, "timesteps", step))
         noise = torch.randn(latents.shape, generator=seeds.at(recipe.seed, "noise", step))
         device = self._model.device
         return Batch(
-            keys=[example.key for example in picked],
-            captions=captions,
+            keys=[row.key for row in rows],
+            captions=[row.caption for row in rows],
             frames=[row.frame for row in rows],
             latents=latents.to(device),
             masks=torch.stack([row.mask for row in rows]).to(device),
             noise=noise.to(device),
             timesteps=timesteps.to(device),
         )
+
+    def _shared_out(self, stream: Streamed, step: int, ranks: Ranks) -> list[_Row]:
+        """All rows of a step, of which each process makes its share.
+
+        Raises: what goes wrong in one process there, WorkerLost in the others.
+        """
+        size = self._recipe.optimizer.batch_size
+        own = range(ranks.rank, size, ranks.size)
+        with ranks.as_one():
+            picked = zip(own, stream.at(step, own), strict=True)
+            made = {row: self._row(example, step, row) for row, example in picked}
+        if ranks.size == 1:
+            return [made[row] for row in range(size)]
+        told = {"rows": {row: found.told() for row, found in made.items()}}
+        notes = {} if ranks.first else {"notes": stream.notes()}
+        facts = dict[int, dict[str, Any]]()
+        for found in ranks.gathered(told | notes):
+            facts |= {int(row): fact for row, fact in found["rows"].items()}
+            stream.tell(found.get("notes", ()) if ranks.first else ())
+        channels, height, width = facts[0]["shape"]
+        planes = torch.zeros(size, channels + 1, height, width)
+        for row, mine in made.items():
+            planes[row, :channels], planes[row, channels] = mine.latent, mine.mask
+        planes = ranks.laid_together(planes)
+        return [
+            _Row(
+                facts[row]["key"],
+                facts[row]["caption"],
+                Frame.read(facts[row]["frame"]),
+                planes[row, :channels],
+                planes[row, channels],
+            )
+            for row in range(size)
+        ]
+
+    def _row(self, example: Example, step: int, row: int) -> _Row:
+        strategies, variant = self._strategies.values(), 0
+        if self._alters:
+            draw = torch.rand((), generator=seeds.at(self._recipe.seed, "variant", step, row))
+            variant = int(draw * self._recipe.variants)
+        mirrored = any(s.mirrors(step, row) for s in strategies)
+        found = self.encoded(example, variant, mirrored=mirrored)
+        caption = still_true(
+            example.caption,
+            found.seen.changed,
+            mirrored=mirrored,
+            pocket=bool(self._model.pocket),
+        )
+        for strategy in strategies:
+            caption = strategy.caption(caption, step, row, found.seen)
+        return _Row(example.key, caption, found.frame, found.latent, found.mask)
 
     def encoded(self, example: Example, variant: int = -1, *, mirrored: bool = False) -> Encoded:
         """One variant of a picture; variant -1 is the picture itself.
@@ -192,9 +251,7 @@ class Latents:
             self._kept[address] = found
         return found
 
-    def _picked(self, examples: Sequence[Example] | Streamed, step: int) -> list[Example]:
-        if isinstance(examples, Streamed):
-            return examples.at(step)
+    def _picked(self, examples: Sequence[Example], step: int) -> list[Example]:
         if self._dealt is None or self._dealt[0] is not examples:
             size, seed = self._recipe.optimizer.batch_size, self._recipe.seed
             self._dealt = examples, deal(examples, size=size, seed=seed)

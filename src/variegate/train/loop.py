@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import signal
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from variegate.run import Run, differences
 from variegate.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from variegate.train.course import Course, way_of
 from variegate.train.data import (
-    Batch,
     Latents,
     fingerprints,
     picture_side,
@@ -215,7 +214,7 @@ def _train(
         step = course.step
         while step < plan.steps and not course.stopping:
             step += 1
-            batch = _batch(latents, data, step, ranks)
+            batch = latents.batch(data.stream or data.train, step, ranks)
             lr, terms = learner.learn(batch, step)
             if ranks.first:
                 run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
@@ -240,12 +239,6 @@ def _train(
         formats.write(learner.adapter(data), run.adapter_file)
         reason = course.stopping or "all steps done"
         run.journal("finish", stopped_because=reason, step=step, chosen=chosen, of=plan.steps)
-
-
-def _batch(latents: Latents, data: TrainingSet, step: int, ranks: Ranks) -> Batch:
-    """The batch of a step; where it is read as it comes, what fails in one process fails in all."""
-    with ranks.as_one() if data.stream else nullcontext():
-        return latents.batch(data.stream or data.train, step)
 
 
 def _tell(run: Run, data: TrainingSet) -> None:

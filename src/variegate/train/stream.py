@@ -87,26 +87,24 @@ class Streamed:
     def count(self) -> int:
         return len(self.shards) - len(self._held)
 
-    def at(self, step: int) -> list[Example]:
-        """The examples of a step, with the reading of later ones begun.
+    def at(self, step: int, rows: Sequence[int] | None = None) -> list[Example]:
+        """The examples of a step, with the reading of later ones begun. rows: of these rows only;
+        None: of all.
 
         Raises: WorkError when a tar cannot be read, ImagesError when too many pictures cannot be.
         """
         self._read_ahead(step)
-        if self.stalls == STALLS:
-            self.stalls += 1
-            self._notes.append(
-                f"reading was waited for at {STALLS} steps by step {step}: the tars' storage is "
-                "slower than training; lay them nearer, or smaller pictures in them"
-            )
         numbers = self._turns.at(step)
         ahead = self._turns.at(step + 1) if step < self._last else []
-        kept = {n: self._cuts.pop(n) for n in dict.fromkeys((*numbers, *ahead)) if n in self._cuts}
-        self._cuts = kept
-        for number in dict.fromkeys((*numbers, *ahead)):
+        rows = range(len(numbers)) if rows is None else rows
+        soon = dict.fromkeys(turns[row] for turns in (numbers, ahead) if turns for row in rows)
+        self._cuts = {n: self._cuts[n] for n in soon if n in self._cuts}
+        for number in soon:
             self._begin(number)
         window = self._turns.windows(step)[-1]
-        return [self._turn(number, step, row, window) for row, number in enumerate(numbers)]
+        if rows and window != self._first:
+            self._count_stall(self._blocks[self._block_of(numbers[rows[0]])], step)
+        return [self._turn(numbers[row], step, row, window) for row in rows]
 
     def hold_out(self, numbers: Iterable[int], looks: Bool[np.ndarray, "n bits"] | None) -> None:
         """Never give these, nor what looks like them."""
@@ -138,6 +136,10 @@ class Streamed:
         told, self._notes = self._notes, []
         return told
 
+    def tell(self, notes: Iterable[str]) -> None:
+        """Have what another process found among the notes."""
+        self._notes += notes
+
     def close(self) -> None:
         """Stop reading."""
         for pool in (self._decoders, self._readers):
@@ -160,6 +162,16 @@ class Streamed:
             if block not in self._blocks:
                 self._blocks[block] = self._readers.submit(self.shards.block, block)
 
+    def _count_stall(self, block: Future[Block], step: int) -> None:
+        if block.done():
+            return
+        self.stalls += 1
+        if self.stalls == STALLS:
+            self._notes.append(
+                f"reading was waited for at {STALLS} steps by step {step}: the tars' storage is "
+                "slower than training; lay them nearer, or smaller pictures in them"
+            )
+
     def _begin(self, number: int) -> None:
         """Have a picture decoded, out of its block where that is there."""
         if number not in self._cuts:
@@ -178,10 +190,7 @@ class Streamed:
         for spare in range(SPARES):
             if number not in self._held:
                 self._begin(number)
-                future = self._cuts[number]
-                if not future.done() and row == spare == 0 and window != self._first:
-                    self.stalls += not self._blocks[self._block_of(number)].done()
-                member, cut = future.result()
+                member, cut = self._cuts[number].result()
                 self._looked += 1
                 try:
                     if not isinstance(cut, str):

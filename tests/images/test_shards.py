@@ -282,6 +282,16 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
     assert "a link; it was not followed" in shards.faults[0].fault
 
 
+def test_a_picture_of_no_bytes_or_too_many_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("variegate.images.tars.MOST_PICTURE", 100_000)
+    files = [("0.png", b""), ("1.png", bytes(100_001)), ("2.png", png(2))]
+    shards = one(tmp_path, tar_of(files))
+    assert len(shards) == 1
+    assert [f.kind for f in shards.faults] == ["bomb", "bomb"]
+
+
 def test_captions_that_are_none_are_told(tmp_path: Path) -> None:
     deep = b"[" * 100_000
     shards = one(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tests.tiny import write_tiny_sd
@@ -128,6 +131,36 @@ def test_a_pool_that_is_not_there_is_said_before_anything_is_drawn(
             *(model, None, grid(["an owl"], [0])), hands=hands, plan=PLAN, out=tmp_path / "x"
         )
     assert not list((tmp_path / "x").glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_at_once")
+def test_a_worker_that_is_killed_costs_no_picture(
+    place: Path, tmp_path: Path, model: DiffusionModel
+) -> None:
+    plan = PLAN.model_copy(update={"steps": 20})
+    asked = grid(["an owl", "a fox"], range(12))
+    sample(model, None, asked, plan=plan, out=tmp_path / "one")
+    hands = Hands(Source.of(str(place / "base"), None, t5_tokenizer=None), 2)
+    killed = list[int]()
+
+    def kill() -> None:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "two" / PARTS).glob("*/*.png")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for child in psutil.Process().children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                killed.append(child.pid)
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    sample_apart(*(model, None, asked), hands=hands, plan=plan, out=tmp_path / "two")
+    killer.join()
+    assert killed
+    assert held(tmp_path / "two") == held(tmp_path / "one")
 
 
 def said(*words: str) -> Any:

@@ -516,6 +516,18 @@ def test_storage_that_is_too_slow_is_told(made: Any, monkeypatch: pytest.MonkeyP
     stream.close()
 
 
+def test_of_large_pictures_fewer_are_taken_at_once(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Shards.open("made://1-1000/{00000..00019}.tar")
+    recipe = Recipe.build({"optimizer": {"steps": 1}})
+    given: dict[str, Any] = {"side": 16, "pocket": True, "needs_masks": False}
+    for window, blocks in ((1 << 30, 32), (20 * shards.block_bytes, 20), (1, 8)):
+        monkeypatch.setattr("variegate.train.stream.WINDOW_BYTES", window)
+        turns = Streamed(shards, recipe, **given)._turns
+        assert len(turns.blocks((0, 0))) == blocks
+
+
 def test_no_window_is_read_that_the_run_never_reaches(made: Any) -> None:
     stream = made_stream(6, steps=5, at_once=3)
     files: Any = stream.shards._files

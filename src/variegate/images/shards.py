@@ -54,12 +54,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Tar:
-    """One tar of a set: its address, what keys of its pictures begin with, and its index."""
+    """One tar of a set: its address, what keys of its pictures begin with, its index, and how many
+    pictures of how many bytes it has."""
 
     path: str
     name: str
     index: Path
     count: int
+    bytes: int
     digest: str
 
 
@@ -111,6 +113,7 @@ class Shards:
         tars are known.
         Raises: ImagesError with every tar that is missing or cannot be used.
         """
+        spec = absolute(spec)
         files, addresses = _locate(spec)
         known: dict[int, tuple[Tar, Whole, tuple[Fault, ...]] | str] = {}
         names = _names(addresses)
@@ -142,6 +145,11 @@ class Shards:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block, on the average."""
+        return sum(tar.bytes for tar in self.tars) // len(self.ends)
 
     def block(self, which: int) -> Block:
         """The pictures of one block, read at once.
@@ -307,7 +315,7 @@ def _locate(spec: str) -> tuple[Any, list[str]]:
     """
     from fsspec.core import url_to_fs
 
-    addresses = expand(absolute(spec))
+    addresses = expand(spec)
     try:
         files, first = url_to_fs(addresses[0])
         paths = [first, *(url_to_fs(address)[1] for address in addresses[1:])]
@@ -364,7 +372,8 @@ def _known(files: Any, path: str, name: str) -> tuple[Tar, Whole, tuple[Fault, .
         except Exception as error:  # every file system has errors of its own
             raise ImagesError(f"{at}: cannot be read: {_told(error)}") from error
         save_index(index, file)
-    return Tar(path, name, file, len(index), index.digest), index.blocks, index.faults
+    held = int(index.sizes.sum())
+    return Tar(path, name, file, len(index), held, index.digest), index.blocks, index.faults
 
 
 def _shown(files: Any, path: str) -> str:

@@ -35,10 +35,11 @@ from safetensors.numpy import save
 from variegate.errors import ImagesError
 from variegate.images.captions import MAX_CAPTION_BYTES, clean, parse_caption
 from variegate.images.conventions import MASK_ENDING, PROMPT_KEYS
-from variegate.images.decode import FOREIGN_SUFFIXES, MAX_BYTES, SUFFIXES, Fault
+from variegate.images.decode import FOREIGN_SUFFIXES, SUFFIXES, Fault
 
 VERSION = "1"  # raise it when the same tar would have another index
 BLOCK_BYTES = 4 * 2**20  # that are read at once
+MOST_PICTURE = 64 * 2**20  # bytes; many are held at once, where of a folder one is
 MOST_FAULTS = 200  # that are told one by one of a tar
 MOST_HEADER = 4 * 2**20  # bytes: what a tar may say of one file beside its contents
 CAPTIONS = (".txt", ".caption", ".json")  # the first that is there counts
@@ -370,14 +371,14 @@ class _Reading:
             )
 
     def _fits(self, file: tarfile.TarInfo) -> bool:
-        if 0 < file.size <= MAX_BYTES:
+        if 0 < file.size <= MOST_PICTURE:
             return True
         found = "is empty (0 bytes)" if file.size == 0 else f"has {file.size / 2**20:.0f} MB"
         self._tell(
             file.name,
             "bomb",
             f"{found}; it was not read",
-            f"pictures have up to {MAX_BYTES // 2**20} MB; remove it",
+            f"pictures in tars have up to {MOST_PICTURE // 2**20} MB; remove it",
         )
         return False
 

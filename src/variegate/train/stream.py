@@ -35,7 +35,8 @@ from variegate.train.mask_ways import MaskWays
 from variegate.train.split import NEAR_BITS, looks_of
 from variegate.train.turns import BlockTurns
 
-AT_ONCE = 32  # blocks in a window: 128 MiB, of which two are held, and three for a moment
+# Blocks in a window, and bytes that they are to have; two windows are held, for a moment three.
+FEWEST, MOST, WINDOW_BYTES = 8, 32, 128 * 2**20
 READERS, DECODERS = 4, 2  # threads
 MOST_HELD = 32  # pictures held out: the probes ask no more
 WATCHED = 32  # pictures learnt from that the probes ask
@@ -61,15 +62,19 @@ class Streamed:
         side: int,
         pocket: bool,
         needs_masks: bool,
-        at_once: int = AT_ONCE,
+        at_once: int | None = None,
     ) -> None:
+        """at_once: blocks in a window; None: as many as hold 128 MiB, 8 to 32."""
         plan = recipe.optimizer
         self.shards = shards
         self.stalls = 0
         self._recipe, self._side, self._pocket = recipe, side, pocket
         self._ways = MaskWays(recipe, None) if needs_masks else None
         self._turns = BlockTurns(
-            shards.ends, at_once=at_once, size=plan.batch_size, seed=recipe.seed
+            shards.ends,
+            at_once=at_once or min(MOST, max(FEWEST, WINDOW_BYTES // shards.block_bytes)),
+            size=plan.batch_size,
+            seed=recipe.seed,
         )
         self._last = plan.steps
         self._held: frozenset[int] = frozenset()
@@ -278,9 +283,11 @@ def read_stream(
     side: int,
     pocket: bool,
     needs_masks: bool,
-    at_once: int = AT_ONCE,
+    at_once: int | None = None,
 ) -> TrainingSet:
     """Tars as a training set: what is held out and what is watched, by chance, and the stream.
+
+    at_once: as `Streamed` takes it.
 
     Raises: RecipeError for what wants all pictures beforehand, ImagesError when a picture can be
     had from nowhere, WorkError when a tar cannot be read.

@@ -11,7 +11,6 @@ asked for the subject alone.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+import rowfile  # noqa: E402
 
 from variegate import formats, recipes, seeds  # noqa: E402
 from variegate.adapter import Adapter, Ensemble  # noqa: E402
@@ -67,8 +68,7 @@ def home() -> Path:
 
 def run_all(minutes: float) -> None:
     file, start = home() / "blend.jsonl", time.monotonic()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(line["subject"], line["name"]) for line in _lines(file)}
+    done = {(line["subject"], line["name"]) for line in rowfile.read(file)}
     alone = [f"member {i + 1}" for i in range(len(LOOKS))]
     for subject in SUBJECTS:
         for name in (*alone, "learnt from all", *WAYS):
@@ -77,8 +77,7 @@ def run_all(minutes: float) -> None:
             if time.monotonic() - start > 60 * minutes:
                 return
             told = {"subject": subject, "name": name, **_judged(subject, _made(subject, name))}
-            with file.open("a", encoding="utf8") as out:
-                out.write(json.dumps(told) + "\n")
+            rowfile.add(file, told)
             print(name, subject, *_cells(subject, told["read"]), flush=True)
 
 
@@ -179,13 +178,6 @@ def _effective(counts: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 HEAD = """\
 # Putting adapters together
 
@@ -259,7 +251,7 @@ def main() -> None:
         run_all(args.minutes)
         return
     page = ROOT / "docs" / "blending.md"
-    page.write_text(blend_page(_lines(home() / "blend.jsonl")), encoding="utf8")
+    page.write_text(blend_page(rowfile.read(home() / "blend.jsonl")), encoding="utf8")
     print(page.read_text(encoding="utf8"))
 
 

@@ -13,7 +13,6 @@ chance.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
-from probe_table import _auc, _lines, _look_at  # noqa: E402
+import rowfile  # noqa: E402
+from probe_table import _auc, _look_at  # noqa: E402
 
 from variegate import formats, recipes  # noqa: E402
 from variegate.bench import bank, world  # noqa: E402
@@ -97,8 +97,7 @@ def _runs() -> Iterator[tuple[str, str, int, Recipe]]:
 
 def make_runs(minutes: float) -> None:
     file, start, model = rows_file(), time.monotonic(), load("pocket")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {line["name"] for line in _lines(file)}
+    done = {line["name"] for line in rowfile.read(file)}
     for name, subject, count, recipe in _runs():
         if name in done:
             continue
@@ -125,8 +124,7 @@ def make_runs(minutes: float) -> None:
                     {"step": step, "copies": copies, "subject": shown, "values": looks[step]}
                 )
         line = {"name": name, "count": count, "looks": found}
-        with file.open("a", encoding="utf8") as out_file:
-            out_file.write(json.dumps(line) + "\n")
+        rowfile.add(file, line)
         print(name, *(f"{look['copies']:.2f}" for look in found), flush=True)
 
 
@@ -181,7 +179,7 @@ def main() -> None:
     if args.stage == "runs":
         make_runs(args.minutes)
     else:
-        text = page(_lines(rows_file()))
+        text = page(rowfile.read(rows_file()))
         (ROOT / "docs" / "copying.md").write_text(text, encoding="utf8")
         print(text)
 

@@ -12,7 +12,6 @@ likeness is within three points of the best likeness, less that of the guard's c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+import rowfile  # noqa: E402
 
 from variegate import formats  # noqa: E402
 from variegate.adapter import Adapter  # noqa: E402
@@ -47,8 +48,7 @@ def home() -> Path:
 
 def run_all(minutes: float) -> None:
     file, start, model = home() / "guard.jsonl", time.monotonic(), load("pocket")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {line["name"] for line in _lines(file)}
+    done = {line["name"] for line in rowfile.read(file)}
     for ailment in bank.ailments():
         if ailment.name in done:
             continue
@@ -68,8 +68,7 @@ def run_all(minutes: float) -> None:
             "chosen": _judged(ailment, formats.read(guarded.adapter_file), model),
             "orders": [(x["step"], x["do"]) for x in guarded.read_journal("order")],
         }
-        with file.open("a", encoding="utf8") as out:
-            out.write(json.dumps(told) + "\n")
+        rowfile.add(file, told)
         print(f"{ailment.name}: regret {_regret(told):+.2f}, {told['orders']}", flush=True)
 
 
@@ -123,13 +122,6 @@ def guard_page(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 HEAD = """\
 # What the guard costs and saves
 
@@ -155,7 +147,7 @@ def main() -> None:
         run_all(args.minutes)
         return
     page = ROOT / "docs" / "guard.md"
-    page.write_text(guard_page(_lines(home() / "guard.jsonl")), encoding="utf8")
+    page.write_text(guard_page(rowfile.read(home() / "guard.jsonl")), encoding="utf8")
     print(page.read_text(encoding="utf8"))
 
 

@@ -10,7 +10,6 @@ collapsed, whose end the judge has read. Looks are kept in the cache; only the t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+import rowfile  # noqa: E402
 
 from variegate import formats  # noqa: E402
 from variegate.adapter import attach  # noqa: E402
@@ -48,7 +49,7 @@ def looks_file() -> Path:
 def take_looks(minutes: float) -> None:
     """Every probe at every checkpoint of every run of the bank that is not there yet."""
     file, start, model = looks_file(), time.monotonic(), load("pocket")
-    done = {line["name"] for line in _lines(file)}
+    done = {line["name"] for line in rowfile.read(file)}
     for ailment in bank.ailments():
         if ailment.name in done:
             continue
@@ -58,8 +59,7 @@ def take_looks(minutes: float) -> None:
         bank.draw(ailment, run, model)
         found = _look_at(Run.open(run), model)
         truth = vars(bank.truth(run, ailment.subject))
-        with file.open("a", encoding="utf8") as out:
-            out.write(json.dumps({"name": ailment.name, "truth": truth, "looks": found}) + "\n")
+        rowfile.add(file, {"name": ailment.name, "truth": truth, "looks": found})
         print(f"{ailment.name}: {len(found)} looks", flush=True)
 
 
@@ -150,13 +150,6 @@ def _auc(values: np.ndarray, lost: np.ndarray) -> float:
     return float(((gaps > 0) + 0.5 * (gaps == 0)).mean())
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 HEAD = """\
 # Which probe sees collapse coming
 
@@ -185,7 +178,7 @@ def main() -> None:
         take_looks(args.minutes)
         return
     page = ROOT / "docs" / "probes.md"
-    page.write_text(probe_page(_lines(looks_file())), encoding="utf8")
+    page.write_text(probe_page(rowfile.read(looks_file())), encoding="utf8")
     print(page.read_text(encoding="utf8"))
 
 

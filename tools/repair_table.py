@@ -13,7 +13,6 @@ before and after.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -25,6 +24,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+import rowfile  # noqa: E402
 
 from variegate.bench.ailments import scenes_of  # noqa: E402
 from variegate.bench.contenders import named  # noqa: E402
@@ -60,8 +61,7 @@ def runs_home() -> Path:
 
 def run_all(minutes: float) -> None:
     file, start = runs_home() / "rows.jsonl", time.monotonic()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["key"], row["way"], row["price"]) for row in _lines(file)}
+    done = {(row["key"], row["way"], row["price"]) for row in rowfile.read(file)}
     cells = list(_cells())
     for way, timed in WAYS:
         for cell, recipe, key in cells:
@@ -70,8 +70,7 @@ def run_all(minutes: float) -> None:
             if time.monotonic() - start > 60 * minutes:
                 return
             row = _row(cell, recipe, key, way, timed=timed)
-            with file.open("a", encoding="utf8") as out:
-                out.write(json.dumps(row) + "\n")
+            rowfile.add(file, row)
             print(_told(row), flush=True)
 
 
@@ -159,8 +158,7 @@ def _told(row: dict[str, Any]) -> str:
 def run_edits(minutes: float) -> None:
     """Every level of every knob alone, on the first adapters of the table that collapsed."""
     file, start = runs_home() / "edits.jsonl", time.monotonic()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["key"], row["words"]) for row in _lines(file)}
+    done = {(row["key"], row["words"]) for row in rowfile.read(file)}
     there = {key: (cell, recipe) for cell, recipe, key in _cells() if _adapter(key).exists()}
     asked = [(key, *there[key]) for key in (_cell_key(*names) for names in ALONE) if key in there]
     for key, cell, recipe in asked:
@@ -195,8 +193,7 @@ def run_edits(minutes: float) -> None:
                 "seen.likeness": getattr(like, "value", None),
                 "seen.kept": getattr(kept, "value", None),
             }
-            with file.open("a", encoding="utf8") as out:
-                out.write(json.dumps(row) + "\n")
+            rowfile.add(file, row)
             print(row, flush=True)
 
 
@@ -340,13 +337,6 @@ The judge on 56 pictures of each edit alone (32 without the trigger, 24 with it:
 about 10 points), and what the search itself sees as kept of the subject."""
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("runs", "edits", "table"))
@@ -356,11 +346,8 @@ def main() -> None:
         (run_all if args.stage == "runs" else run_edits)(args.minutes)
         return
     page = ROOT / "docs" / "repairing.md"
-    whole, found = (page.read_text(encoding="utf8").partition(MARK)[i] for i in (0, 1))
-    if not found:
-        raise SystemExit(f"{page} has no line {MARK.strip()!r}")
-    rows, edits = (_lines(runs_home() / name) for name in ("rows.jsonl", "edits.jsonl"))
-    page.write_text(f"{whole}{MARK}\n{page_part(rows, edits)}", encoding="utf8")
+    rows, edits = (rowfile.read(runs_home() / name) for name in ("rows.jsonl", "edits.jsonl"))
+    rowfile.write_below(page, MARK, page_part(rows, edits))
     print(page_part(rows, edits))
 
 

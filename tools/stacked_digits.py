@@ -26,6 +26,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
+import rowfile  # noqa: E402
+
 from variegate import formats, recipes  # noqa: E402
 from variegate.adapter import Adapter  # noqa: E402
 from variegate.bench import digits  # noqa: E402
@@ -194,7 +196,7 @@ def run_cell(
 def make_runs(minutes: float) -> None:
     start, model = time.monotonic(), load(str(home() / "base"))
     file = _rows_file(model)
-    done = {(row["recipe"], row["modes"]) for row in _lines(file)}
+    done = {(row["recipe"], row["modes"]) for row in rowfile.read(file)}
     for name, count, seed in cells():
         asked = recipe_of(CONTENDERS[name], seed, model.name).id
         if (asked, count) in done:
@@ -203,16 +205,8 @@ def make_runs(minutes: float) -> None:
             return
         row = {"contender": name, "modes": count, "seed": seed, "recipe": asked}
         row |= run_cell(model, CONTENDERS[name], count, seed)
-        with file.open("a", encoding="utf8") as out:
-            out.write(json.dumps(row) + "\n")
+        rowfile.add(file, row)
         print(json.dumps(row), flush=True)
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
 
 
 # --- the tables ---------------------------------------------------------------------------------
@@ -276,7 +270,7 @@ def contenders_table(rows: Sequence[dict[str, Any]], count: int, base_kl: float)
 def print_tables() -> None:
     model = load(str(home() / "base"))
     base = json.loads(_base_file(model).read_text(encoding="utf8"))
-    rows = _lines(_rows_file(model))
+    rows = rowfile.read(_rows_file(model))
     print(f"base: {base['steps']} steps, {base['seconds'] / 60:.0f} minutes\n")
     print(chance_table(base))
     for count in sorted(COUNTS):

@@ -13,7 +13,6 @@ front of what it measured, of trials that keep to the limits.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -27,6 +26,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
+
+import rowfile  # noqa: E402
 
 from variegate import seeds  # noqa: E402
 from variegate.bench.contenders import named  # noqa: E402
@@ -100,8 +101,7 @@ def judged(cell: Cell) -> dict[str, Any]:
         return row
     _lend(recipe, key, home() / "runs", back=True)
     row = run_cell(cell, home())
-    with (home() / "rows.jsonl").open("a", encoding="utf8") as file:
-        file.write(json.dumps(row) + "\n")
+    rowfile.add(home() / "rows.jsonl", row)
     return row
 
 
@@ -138,12 +138,10 @@ def _cases() -> list[Case]:
 def _arm(case: Case, arm: str) -> Iterator[str]:
     """Do an arm trial by trial; what is done is passed over."""
     file = _file(case, arm)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = _lines(file)
+    done = rowfile.read(file)
     asked = {"tune": _tuned, "chance": _by_chance, "field": _of_the_field}[arm]
     for line in asked(case, done):
-        with file.open("a", encoding="utf8") as out:
-            out.write(json.dumps(line) + "\n")
+        rowfile.add(file, line)
         yield line["told"]
 
 
@@ -151,7 +149,7 @@ def _judge(case: Case, arm: str) -> Iterator[str]:
     """Have the judge read what an arm offers, and no more."""
     home_of = place() / "arms"
     known = _judgements()
-    for line in offered(_lines(_file(case, arm))):
+    for line in offered(rowfile.read(_file(case, arm))):
         if line["key"] in known:
             continue
         settings = tuple(line["settings"])
@@ -162,13 +160,12 @@ def _judge(case: Case, arm: str) -> Iterator[str]:
         )
         row = judged(cell)
         true = {name: row[f"true.{name}"] for name in JUDGED}
-        with (home_of / "judged.jsonl").open("a", encoding="utf8") as out:
-            out.write(json.dumps({"key": line["key"], **true}) + "\n")
+        rowfile.add(home_of / "judged.jsonl", {"key": line["key"], **true})
         yield f"true {true['likeness']:.2f}, {true['entropy']:.2f}: {', '.join(settings)}"
 
 
 def _judgements() -> dict[str, dict[str, float]]:
-    return {line["key"]: line for line in _lines(place() / "arms" / "judged.jsonl")}
+    return {line["key"]: line for line in rowfile.read(place() / "arms" / "judged.jsonl")}
 
 
 def _file(case: Case, arm: str) -> Path:
@@ -377,20 +374,13 @@ variety (entropy as a share of the base's) from the corner where both are nought
 """
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 def _found() -> list[tuple[str, dict[str, list[dict[str, Any]]]]]:
     """The arms of each case that are there, whole ones only."""
     found = []
     for case in _cases():
         arms = {}
         for arm in ARMS:
-            lines = _lines(_file(case, arm))
+            lines = rowfile.read(_file(case, arm))
             whole = len(FIELD) if arm == "field" else TRIALS
             judged_too = all(line["key"] in _judgements() for line in offered(lines))
             if _ended(lines) >= whole and judged_too:
@@ -409,11 +399,8 @@ def main() -> None:
         run_all(args.minutes)
         return
     page = ROOT / "docs" / "tuning.md"
-    whole, mark = (page.read_text(encoding="utf8").partition(MARK)[i] for i in (0, 1))
-    if not mark:
-        raise SystemExit(f"{page} has no line {MARK.strip()!r}")
     part = page_part(_found())
-    page.write_text(f"{whole}{MARK}\n{part}", encoding="utf8")
+    rowfile.write_below(page, MARK, part)
     print(part)
 
 

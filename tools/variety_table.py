@@ -28,6 +28,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+import rowfile  # noqa: E402
+
 from variegate.bench.ailments import scenes_of  # noqa: E402
 from variegate.bench.contenders import named  # noqa: E402
 from variegate.bench.suite import Cell, home  # noqa: E402
@@ -102,6 +104,15 @@ WAYS = (
     Way("variety medium"),
     Way("variety high"),
     Way("late_adapter + shield", {"late_adapter": {}, "shield": {}}),
+    Way("late_adapter + spell 0.3", {"late_adapter": {}, "spell": {"radius": 0.3}}),
+    Way("late_adapter, guidance 2", {"late_adapter": {}}, {"guidance_scale": 2.0}),
+    Way("late_adapter, strength 1.2", {"late_adapter": {}}, strength=1.2),
+    Way("late_adapter 0.6, strength 1.2", {"late_adapter": {"boundary": 0.6}}, strength=1.2),
+    Way(
+        "late_adapter 0.6, strength 1.2 + spell 0.3",
+        {"late_adapter": {"boundary": 0.6}, "spell": {"radius": 0.3}},
+        strength=1.2,
+    ),
     # Of much guidance, which is what these are about.
     Way("guidance 3, interval", {"interval": {}}, {"guidance_scale": 3.0}),
     Way("guidance 3, delayed", {"delayed": {"before": 1.0}}, {"guidance_scale": 3.0}),
@@ -121,11 +132,15 @@ def run_all(minutes: float) -> None:
     """Adapter by adapter, each with every way before the next: a table cut short is a whole one of
     fewer adapters."""
     file, start = rows_file(), time.monotonic()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(row["key"], row["way"], row["asked"]) for row in _lines(file)}
+    done = {(row["key"], row["way"], row["asked"]) for row in rowfile.read(file)}
+    same = {(row["key"], row["asked"]): row for row in rowfile.read(file)}
     for cell, recipe, key in _cells():
         for way in WAYS:
-            if (key, way.name, _asked(recipe, way)) in done:
+            asked = _asked(recipe, way)
+            if (key, way.name, asked) in done:
+                continue
+            if (key, asked) in same:  # the same settings under another name
+                rowfile.add(file, {**same[key, asked], "way": way.name})
                 continue
             if time.monotonic() - start > 60 * minutes:
                 return
@@ -133,8 +148,7 @@ def run_all(minutes: float) -> None:
             row = _row(cell, recipe, key, way)
             if row is None:
                 continue
-            with file.open("a", encoding="utf8") as out:
-                out.write(json.dumps(row) + "\n")
+            rowfile.add(file, row)
             print(_told(row), flush=True)
 
 
@@ -380,13 +394,6 @@ def effects(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return told
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
@@ -396,11 +403,8 @@ def main() -> None:
         run_all(args.minutes)
         return
     page = ROOT / "docs" / "sampling.md"
-    whole, found = (page.read_text(encoding="utf8").partition(MARK)[i] for i in (0, 1))
-    if not found:
-        raise SystemExit(f"{page} has no line {MARK.strip()!r}")
-    rows = _lines(rows_file())
-    page.write_text(f"{whole}{MARK}\n{page_part(rows)}", encoding="utf8")
+    rows = rowfile.read(rows_file())
+    rowfile.write_below(page, MARK, page_part(rows))
     EFFECTS.write_text(json.dumps(effects(rows), indent=2) + "\n", encoding="utf8")
     print(page_part(rows))
 

@@ -16,9 +16,10 @@ from variegate.measure.versus import (
     gain,
     kept,
     likeness_versus,
-    paired_likeness,
+    paired_recognised,
     paired_subject,
     paired_variety,
+    recognised,
     subject_kept,
     subject_spread,
     versus,
@@ -86,6 +87,32 @@ def test_less_of_the_subject_is_less_kept_and_less_like() -> None:
     assert fallen.high < 0
 
 
+def test_the_subject_is_recognised_in_as_many_pictures_as_are_as_like() -> None:
+    own = evidence(0.05, share=1.0)
+    assert number(recognised(own, own)).value == pytest.approx(1.0, abs=1e-6)
+    assert number(recognised(own, evidence(0.05, share=1.0, at="others"))).value == pytest.approx(
+        1.0, abs=0.2
+    )
+    # Every second picture is the base's: half as often.
+    mixed = own.identity.adapter.clone()
+    mixed[::2] = own.identity.base[::2]
+    view = replace(own.identity, adapter=mixed)
+    half = replace(own, views=(view,), identity=view, layout=view)
+    found = number(recognised(own, half))
+    assert found.value == pytest.approx(0.5, abs=0.1)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    one = replace(half, lines=half.of_group("trigger")[:1])
+    assert number(recognised(own, one)).low is None
+
+
+def test_another_subject_that_is_nearly_as_like_is_not_recognised() -> None:
+    own, other = evidence(0.03, share=1.0), evidence(0.03, share=0.6)
+    assert number(likeness_versus(own, other)).value > -0.2
+    assert number(recognised(own, other)).value < 0.1
+
+
 def test_a_subject_that_is_drawn_otherwise_is_kept_whole() -> None:
     own, again = (evidence(0.2, share=1.0, at=at) for at in ("ours", "others"))
     assert number(subject_kept(own, again)).value == pytest.approx(1.0, abs=0.05)
@@ -104,6 +131,9 @@ def test_without_trigger_prompts_nobody_can_tell_what_is_kept() -> None:
     classes = replace(own, lines=own.of_group("class"))
     assert isinstance(subject_kept(classes, classes), Missing)
     assert isinstance(likeness_versus(classes, classes), Missing)
+    assert isinstance(recognised(classes, classes), Missing)
+    untaught = replace(own, identity=replace(own.identity, train=None))
+    assert isinstance(recognised(untaught, own), Missing)
     assert number(gain(classes, classes)).n == PROMPTS
 
 
@@ -114,10 +144,11 @@ def test_the_pairs_are_what_the_gains_are_made_of() -> None:
     assert sum(logs) > 0
     assert paired_variety(wide, narrow) == pytest.approx([-x for x in logs])
     assert paired_variety(wide, wide) == pytest.approx([0.0] * 2 * PROMPTS)
-    like = paired_likeness(narrow, wide)
+    like = paired_recognised(narrow, wide)
+    assert not isinstance(like, Missing)
     assert [len(own) for own in like] == [EACH] * PROMPTS
-    mean = sum(map(sum, like)) / (PROMPTS * EACH)
-    assert mean == pytest.approx(number(likeness_versus(narrow, wide)).value, abs=1e-5)
+    mean = 1 + sum(map(sum, like)) / (PROMPTS * EACH)
+    assert mean == pytest.approx(number(recognised(narrow, wide)).value, abs=1e-5)
     lost = paired_subject(narrow, wide)
     assert not isinstance(lost, Missing)
     mean = 1 + sum(map(sum, lost)) / (PROMPTS * EACH)

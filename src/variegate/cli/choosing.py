@@ -41,7 +41,8 @@ def pick(
         float, typer.Option(help="Pictures to spend, as a share of the full grid's.")
     ] = 0.25,
     margin: Annotated[
-        float, typer.Option(help="Likeness that may be lost against the best plain checkpoint.")
+        float,
+        typer.Option(help="Share of the times that the best plain one shows the subject, to lose."),
     ] = 0.03,
     votes: Annotated[
         Path | None, typer.Option(help='Blind votes: JSON lines {"a", "b", "winner"}.')

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,10 +13,13 @@ from variegate import seeds
 from variegate.measure.copying import find_copies
 from variegate.measure.diversity import AT_LEAST_PICTURES, log_ratios
 from variegate.measure.evidence import Evidence, Line, View
-from variegate.measure.retention import LEAST_RANGE, rises
+from variegate.measure.retention import LEAST_RANGE, rises, way_to_subject
 from variegate.measure.uncertainty import RESAMPLES
 from variegate.measurement import Measurement, Missing
 
+# Of the spread of likeness among an adapter's own pictures: how far from their median one is to lie
+# to count as surely like, or unlike, the subject.
+CLEAR = 0.5
 # A headline and the group of prompts that it is read from.
 _CLASS = ("variety_vs_base", "class")
 _TRIGGER = ("trigger_variety_vs_base", "trigger")
@@ -103,23 +107,58 @@ def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
     return tuple(found)
 
 
-def paired_likeness(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...]:
-    """How much liker the right adapter's trigger pictures are to the training pictures than the
-    left's, seed by seed of each prompt that both were asked; empty where that is not known."""
+def recognised(left: Evidence, right: Evidence) -> Measurement | Missing:
+    """How often the right adapter's trigger pictures show the subject, for each time that the
+    left's do: the mean over pictures of how surely each is as like the training pictures as the
+    better half of the left's is, over that of the left's own at the same seeds.
+
+    `likeness`, a mean of cosines, hardly moves while one subject turns into another, since pictures
+    of neither count as nearly as like. This counts those that are as like as what the left adapter
+    draws well.
+    """
+    name, found = "recognised", paired_recognised(left, right)
+    if isinstance(found, Missing):
+        return found
+    values = 1 + np.array([np.mean(own) for own in found])
+    value, unit = float(values.mean()), "1 as often as the other"
+    source = f"{right.identity.encoder}, the same prompts, percentile bootstrap over prompts"
+    low, high = np.quantile(values[_resampled(name, len(values))].mean(1), (0.025, 0.975))
+    bounds = (min(float(low), value), max(float(high), value)) if len(values) > 1 else (None, None)
+    return Measurement(name, value, *bounds, len(values), "higher", unit, source=source)
+
+
+def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...] | Missing:
+    """What `recognised` is the mean of, less 1, seed by seed of each trigger prompt that both were
+    asked."""
+    name, who = "recognised", left.identity
     lines = {line.prompt: line for line in right.of_group("trigger")}
-    shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
+    asked = left.of_group("trigger")
+    shared = [(a, lines[a.prompt]) for a in asked if a.prompt in lines]
+    shared = [(a, b) for a, b in shared if min(a.paired, b.paired)]
     if not shared:
-        return ()
-    one = rises(left.identity, tuple(a for a, _ in shared))
-    other = rises(right.identity, tuple(b for _, b in shared))
-    if isinstance(one, str) or isinstance(other, str):
-        return ()
-    pairs = zip(one, other, shared, strict=True)
-    return tuple(
-        tuple(y - x for x, y in zip(a[:k], b[:k], strict=True))
-        for a, b, (line, its) in pairs
-        if (k := min(line.paired, its.paired))
-    )
+        return Missing(name, "no trigger prompt was drawn by both adapters")
+    if who.train is None or len(who.train) < 2:
+        return Missing(name, "needs two training pictures or more")
+    if way_to_subject(who, asked) < LEAST_RANGE:
+        return Missing(name, f"{who.encoder} finds the base's own pictures as like")
+    subject = who.train if who.held_out is None else torch.cat([who.train, who.held_out])
+
+    def near(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+        return (rows @ subject.T).mean(1)
+
+    own = torch.cat([near(who.of_adapter(line)) for line in asked])
+    half, soft = own.quantile(0.5), max(CLEAR * float(own.std(correction=0)), 1e-3)
+
+    def sure(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+        return ((near(rows) - half) / soft).sigmoid()
+
+    whole = float(((own - half) / soft).sigmoid().mean())
+    found = []
+    for a, b in shared:
+        k = min(a.paired, b.paired)
+        gap = sure(right.identity.of_adapter(b)[:k]) - sure(who.of_adapter(a)[:k])
+        found.append(tuple((gap / whole).tolist()))
+    return tuple(found)
 
 
 def _headlines(evidence: Evidence) -> list[tuple[str, str, View]]:
@@ -172,16 +211,14 @@ def subject_kept(left: Evidence, right: Evidence) -> Measurement | Missing:
     return Measurement(name, value, *bounds, len(kept), "higher", unit, source=source)
 
 
-def paired_subject(
-    left: Evidence, right: Evidence, *, least: int = 2
-) -> tuple[tuple[float, ...], ...] | Missing:
+def paired_subject(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...] | Missing:
     """What `subject_kept` is the mean of, less 1: what the right adapter's picture lost of the left
-    one's subject, seed by seed of each trigger prompt that both were asked. least: such prompts."""
+    one's subject, seed by seed of each trigger prompt that both were asked."""
     name, who = "subject_kept", left.identity
     lines = {line.prompt: line for line in right.of_group("trigger")}
     shared = [(a, lines[a.prompt]) for a in left.of_group("trigger") if a.prompt in lines]
     shared = [(a, b) for a, b in shared if min(a.paired, b.paired) > 1]
-    if len(shared) < least:
+    if len(shared) < 2:
         return Missing(name, "fewer than two trigger prompts were drawn by both adapters")
     lost, way = list[Float[Tensor, " k"]](), list[float]()
     for a, b in shared:

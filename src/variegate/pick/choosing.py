@@ -16,7 +16,7 @@ from variegate.errors import Interrupted, RequestError
 from variegate.formats.privacy import without_folders
 from variegate.judged import write_json
 from variegate.measure import Verdict, measure
-from variegate.measure.versus import gain, kept, likeness_versus
+from variegate.measure.versus import gain, kept, recognised
 from variegate.measurement import Measurement, Missing
 from variegate.pick.handing import SHOWN, cannot_tell, export, page_rows, reason
 from variegate.pick.points import MOST, Point, checkpoints_of, grid
@@ -33,7 +33,7 @@ STRENGTHS = (0.6, 0.8, 1.0)
 EASED = 0.6  # of the base's guidance beyond 1, tried beside the whole of it
 SHARE = 0.25  # of the full grid's pictures
 CHECKED = 0.25  # of the budget at most, for the check at fresh prompts and seeds
-MARGIN = 0.03  # of likeness, below that of the best plain point
+MARGIN = 0.03  # of the times that the best plain point shows the subject, that may be lost
 PROMPTS = 16  # of each group, that the full grid would draw of every point
 WHERE = "picked"  # the folder in a run or beside checkpoints
 
@@ -42,7 +42,8 @@ WHERE = "picked"  # the folder in a run or beside checkpoints
 class Placed:
     """A point as it is told: its numbers with their intervals, of prompts of each group.
 
-    likeness is as the point stands to the subject; ruled_out: why, or "". tied: it cannot be told
+    likeness: how often it shows the subject for each time that the best plain point does
+    (`recognised`). ruled_out: why, or "". tied: it cannot be told
     from the choice. votes: how much it was liked, where anybody was asked.
     """
 
@@ -70,10 +71,12 @@ class Placed:
 
 @dataclass(frozen=True)
 class Picked:
-    """The point that is recommended, why, and all that stood beside it. searched: what the search
-    chose, which fresh pictures may have refused. gain, closeness: of the
-    fresh pictures, its variety and likeness less those of the plain reference; Missing where it is
-    the reference itself."""
+    """The point that is recommended, why, and all that stood beside it.
+
+    searched: what the search chose, which fresh pictures may have refused. gain, closeness: of the
+    fresh pictures, its variety less that of the plain reference, and how often it shows the subject
+    for each time that this does (`recognised`); Missing where it is the reference itself.
+    """
 
     point: Point
     searched: Point
@@ -144,8 +147,8 @@ def pick(
     seed: int = 0,
     say: Say | None = None,
 ) -> Picked:
-    """The point of checkpoints x strengths x guidance scales with most variety whose likeness is at
-    most `margin` below that of the best plain point.
+    """The point of checkpoints x strengths x guidance scales with most variety that shows the
+    subject as often as the best plain point does, but for `margin` of its times.
 
     folder: a run, or LoRA files of any trainer. Plain is what a trainer hands over: strength 1 (or
     the nearest named) at the base's own guidance scale. Base, trigger, class noun and training
@@ -241,9 +244,7 @@ def _check(samples: int | None, share: float, margin: float, prompts: int) -> No
     if samples is not None and samples < 1:
         raise RequestError(f"{samples} samples; expected 1 or more")
     if not 0 <= margin < 1:
-        raise RequestError(
-            f"margin {margin:g}; expected a difference of likeness from 0 to below 1"
-        )
+        raise RequestError(f"margin {margin:g}; expected a share from 0 to below 1")
     if not FEWEST <= prompts <= PROMPTS:
         raise RequestError(f"{prompts} prompts; expected {FEWEST} to {PROMPTS}")
 
@@ -278,7 +279,7 @@ def _settled(
     none = "it is the plain point itself"
     same = point == reference
     grown = Missing("variety_gain", none) if same else gain(left, right)
-    closer = Missing("likeness", none) if same else likeness_versus(left, right)
+    closer = Missing("recognised", none) if same else recognised(left, right)
     verdict = measure(right)
     if not bench.learnt_known:
         verdict = replace(verdict, notes=(*verdict.notes, *bench.told[-1:]))
@@ -321,14 +322,17 @@ def _placed(
 ) -> tuple[Placed, ...]:
     """Every point that was drawn, by checkpoint, strength and scale as the grid has them."""
     drawn = [p for p in went.points if p in went.sights]
-    front = front_of({p: (went.sights[p].variety, went.sights[p].likeness) for p in drawn})
+    assert went.reference is not None
+    like = {p: bench.likeness(went.reference, p) for p in drawn}
+    known = {p: m.value for p, m in like.items() if isinstance(m, Measurement)}
+    front = front_of({p: (went.sights[p].variety, value) for p, value in known.items()})
     front |= {seen.point, seen.reference}
     return tuple(
         Placed(
             p,
             went.sights[p].prompts,
             bench.variety(p),
-            bench.likeness(p),
+            like[p],
             p in front,
             went.ruled_out[p].why if p in went.ruled_out else "",
             p in went.tied and p != seen.point,

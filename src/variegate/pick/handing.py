@@ -42,7 +42,7 @@ def reason(
             return f"We would use {point.words}, as it was trained: {keeps}, and {seen.fell}."
         return (
             f"We would use {point.words}, as it was trained: {keeps}, and no other point keeps "
-            f"more at a likeness at most {100 * margin:.0f} points lower."
+            f"more while it shows the subject at least {1 - margin:.0%} as often."
         )
     beside = f"where {reference.words}, the best plain one, "
     if isinstance(grown, Measurement):
@@ -51,10 +51,10 @@ def reason(
         beside += "" if grown.low > 0 else f", which {grown.n} prompts cannot tell from nothing"
     else:
         beside += "cannot be compared"
-    like = "its likeness is not known"
+    like = "how often it shows the subject is not known"
     if isinstance(closer, Measurement):
-        word = "higher" if closer.value >= 0 else "lower"
-        like = f"its likeness is {spelled(closer)} {word}"
+        sure = "" if closer.low is None else f" ({closer.low:.0%} to {closer.high:.0%})"
+        like = f"it shows the subject {closer.value:.0%} as often{sure}"
     told = f"We would use {point.words}: {keeps}, {beside}, and {like}."
     if point != went.choice and point.name in liked:
         told = told[:-1] + (

@@ -40,17 +40,16 @@ class Sight:
 @dataclass(frozen=True)
 class Differences:
     """Of two points at what both were asked, right minus left. variety: a logarithm for each
-    prompt. likeness: of each trigger prompt, one for each seed. subject: likewise, what right lost
-    of left's own subject, in units of likeness; empty where that is not known."""
+    prompt. likeness: of each trigger prompt, one for each seed, how much more often right shows the
+    subject, 1 for as often as left does; empty where that is not known."""
 
     variety: tuple[float, ...]
     likeness: tuple[tuple[float, ...], ...]
-    subject: tuple[tuple[float, ...], ...] = ()
 
     @property
-    def sides(self) -> list[tuple[float, ...]]:
-        """The units of the tests on likeness, of either kind that is known."""
-        return [units(own) for own in (self.likeness, self.subject) if own]
+    def like(self) -> float:
+        """How often right shows the subject, for each time that left does."""
+        return 1 + float(np.mean(units(self.likeness))) if self.likeness else 1.0
 
 
 def units(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -146,7 +145,7 @@ def race(
                 found.ruled_out[point] = Ruled(f"its pictures turned NaN: {error}", size)
                 continue
             found.pictures += 2 * (size - before) * each
-        _judge(found, arena, plain=plain, each=each, margin=margin)
+        _judge(found, arena, plain=plain, margin=margin)
         if size >= prompts:
             found.stopped_because = "every prompt of the plan was drawn"
             break
@@ -185,44 +184,28 @@ def surely_above(values: Sequence[float], than: float = 0.0, *, alpha: float = A
 
 
 def too_unlike(found: Differences, margin: float) -> bool:
-    """Whether right is surely more than the margin less like the subject than left: either the
-    training pictures', or left's own."""
-    return any(surely_above([-x for x in side], margin) for side in found.sides)
+    """Whether right surely shows the subject less often than left, by more than the margin."""
+    return surely_above([-x for x in units(found.likeness)], margin)
 
 
-def _judge(
-    found: Race, arena: Arena, *, plain: Callable[[Point], bool], each: int, margin: float
-) -> None:
+def _judge(found: Race, arena: Arena, *, plain: Callable[[Point], bool], margin: float) -> None:
     """Take the reference anew, rule out what the tests rule out, and promise the rest."""
     seen = [p for p in found.points if p in found.sights]
     if not seen:
         raise NotFinite(next(iter(found.ruled_out.values())).why)
-    _promise(found, seen, arena, each)
-    like = {p: found.promised[p][1] for p in seen}
-    able = [p for p in seen if p not in found.ruled_out or p == found.reference]
-    reference = max([p for p in able if plain(p)] or able, key=lambda p: like[p])
+    reference = _promise(found, seen, arena, plain)
     found.reference = reference
     found.ruled_out.pop(reference, None)
     beside = {p: arena.differences(reference, p) for p in found.left if p != reference}
     for point, gap in beside.items():
-        # It may be as near to the training pictures on the whole, and of somebody else.
-        variety, own = found.promised[point]
-        if gap.subject:
-            own = min(own, like[reference] + float(np.mean(units(gap.subject))))
-        found.promised[point] = variety, own
         if too_unlike(gap, margin):
-            behind = -min(float(np.mean(side)) for side in gap.sides)
             found.ruled_out[point] = Ruled(
-                f"surely more than {100 * margin:.0f} points less like than {reference.words} "
-                f"({100 * behind:.0f} points)",
+                f"surely shows the subject less often than {reference.words} ({gap.like:.0%} of "
+                "its times)",
                 found.sights[point].prompts,
             )
     # Only what surely keeps the likeness may rule out others for having less variety.
-    sure = [
-        p
-        for p, gap in beside.items()
-        if gap.sides and all(surely_above(side, -margin) for side in gap.sides)
-    ]
+    sure = [p for p, gap in beside.items() if surely_above(units(gap.likeness), -margin)]
     sure = [p for p in [reference, *sure] if p in found.left]
     for point in found.left:
         if point == reference:
@@ -274,27 +257,44 @@ def _tied(found: Race, arena: Arena, point: Point, margin: float) -> bool:
     return not surely_above(arena.differences(point, found.choice).variety)
 
 
-def _promise(found: Race, seen: Sequence[Point], arena: Arena, each: int) -> None:
+def _promise(
+    found: Race, seen: Sequence[Point], arena: Arena, plain: Callable[[Point], bool]
+) -> Point:
     """Variety and likeness of every point, drawn towards what its checkpoint, its strength and its
-    guidance scale do each across the grid, the more so the less was seen of the point itself.
+    guidance scale do each across the grid, the more so the less was seen of the point itself; and
+    the plain point of most likeness, whose own is 1.
 
     Stein's estimate around an additive model: what a point has beyond the sum of its parts counts
     in full only where it is large beside the noise. (Efron and Morris, Stein's estimation rule and
     its competitors, 1973.)
     """
-    anchor = max(seen, key=lambda p: found.sights[p].prompts)
-    gaps = [arena.differences(anchor, p) for p in seen if p != anchor]
-    # A difference of two has twice the variance of one.
-    variety = _pooled([gap.variety for gap in gaps]) / 2
-    likeness = _pooled([units(gap.likeness) for gap in gaps]) / 2
-    few = [len(gap.likeness) < AT_LEAST_PROMPTS for gap in gaps]
-    per = each if few and all(few) else 1
+    able = [p for p in seen if p not in found.ruled_out or p == found.reference]
+    able = [p for p in able if plain(p)] or able
+    reference = max(able, key=lambda p: (found.sights[p].prompts, found.sights[p].likeness))
+    like = _likeness(found, seen, arena, reference)
+    best = max(able, key=lambda p: like[p])
+    if best != reference:
+        reference, like = best, _likeness(found, seen, arena, best)
+    gaps = [arena.differences(reference, p).variety for p in seen if p != reference]
     values = np.array([found.sights[p].variety for p in seen])
     count = np.array([2.0 * found.sights[p].prompts for p in seen])
-    v = _shrunk(seen, values, variety * float(np.mean(values)) ** 2 / count)
-    own = np.array([found.sights[p].likeness for p in seen])
-    u = _shrunk(seen, own, likeness / (count / 2 * per))
-    found.promised = {p: (float(a), float(b)) for p, a, b in zip(seen, v, u, strict=True)}
+    # A difference of two has twice the variance of one.
+    noise = _pooled(gaps) / 2 * float(np.mean(values)) ** 2
+    varied = _shrunk(seen, values, noise / count)
+    found.promised = {p: (float(v), like[p]) for p, v in zip(seen, varied, strict=True)}
+    return reference
+
+
+def _likeness(
+    found: Race, seen: Sequence[Point], arena: Arena, reference: Point
+) -> dict[Point, float]:
+    """How often each point shows the subject, for each time that the reference does."""
+    gaps = {p: arena.differences(reference, p) for p in seen}
+    rows = [units(gaps[p].likeness) for p in seen]
+    noise = _pooled([own for p, own in zip(seen, rows, strict=True) if p != reference]) / 2
+    values = np.array([gaps[p].like for p in seen])
+    drawn = _shrunk(seen, values, np.array([noise / max(1, len(own)) for own in rows]))
+    return {p: float(x) for p, x in zip(seen, drawn, strict=True)}
 
 
 def _pooled(sets: Sequence[Sequence[float]]) -> float:

@@ -19,9 +19,9 @@ from variegate.measure.readings import likeness
 from variegate.measure.versus import (
     gain,
     kept,
-    paired_likeness,
-    paired_subject,
+    paired_recognised,
     paired_variety,
+    recognised,
 )
 from variegate.measurement import Measurement, Missing
 from variegate.models import DiffusionModel
@@ -36,6 +36,7 @@ from variegate.trial import learnt_and_held_out
 
 EACH = 4  # pictures of a prompt: fewer say too little about spread
 BLOCK = 4  # prompts in turn that go to the search, then to the fresh pictures, and so on
+SLACK = 0.1  # how far so few fresh pictures may lie below the floor by chance
 FAR = 20_000  # how far fresh seeds lie from those of the search
 GROUPS = ("class", "trigger")
 
@@ -147,7 +148,7 @@ class Bench:
         self.evidence[point] = self._drawn(
             point, first_of(self.searched, prompts), self.quick, f"look at {point.words}"
         )
-        variety, like = self.variety(point), self.likeness(point)
+        variety, like = self.variety(point), likeness(self.evidence[point])
         for found in (variety, like):
             if isinstance(found, Missing):
                 raise RequestError(
@@ -164,8 +165,8 @@ class Bench:
     def variety(self, point: Point) -> Measurement | Missing:
         return kept(self.evidence[point])
 
-    def likeness(self, point: Point) -> Measurement | Missing:
-        return likeness(self.evidence[point])
+    def likeness(self, reference: Point, point: Point) -> Measurement | Missing:
+        return recognised(self.evidence[reference], self.evidence[point])
 
     def draw_whole(self, point: Point) -> tuple[ImageSet, ImageSet]:
         """All of a point's pictures that the full grid would take, and the base's."""
@@ -180,8 +181,8 @@ class Bench:
 
     def fresh(self, choice: Point, went: Race, margin: float) -> Fresh:
         """The choice and the reference at fresh prompts and seeds, with all denoising steps. Where
-        the choice's likeness then surely lies below the floor, or it is no more varied, the
-        reference takes its place."""
+        the choice then shows the subject clearly less often, or is no more varied, the reference
+        takes its place."""
         assert went.reference is not None
         reference = went.reference
         plan = first_of(self.checked, self.fresh_prompts)
@@ -194,10 +195,10 @@ class Bench:
         if choice != reference:
             gap = differences(drawn[reference], drawn[choice])
             grown = gain(drawn[reference], drawn[choice])
-            if too_unlike(gap, margin):
+            if gap.like < 1 - margin - SLACK or too_unlike(gap, margin):
                 fell = (
-                    f"{choice.words} looked better in the search, but on fresh pictures its "
-                    f"likeness is surely more than {100 * margin:.0f} points lower"
+                    f"{choice.words} looked better in the search, but fresh pictures of it show "
+                    f"the subject {gap.like:.0%} as often"
                 )
             elif isinstance(grown, Measurement) and grown.value <= 0:
                 fell = (
@@ -270,15 +271,9 @@ class Bench:
 
 
 def differences(left: Evidence, right: Evidence) -> Differences:
-    """What the race compares of two points. What is lost of left's subject counts as likeness that
-    is lost: a share of left's own."""
-    lost = paired_subject(left, right, least=1)
-    like = likeness(left)
-    if isinstance(lost, Missing) or isinstance(like, Missing):
-        lost = ()
-    else:
-        lost = tuple(tuple(x * max(0.0, like.value) for x in own) for own in lost)
-    return Differences(paired_variety(left, right), paired_likeness(left, right), lost)
+    """What the race compares of two points."""
+    found = paired_recognised(left, right)
+    return Differences(paired_variety(left, right), () if isinstance(found, Missing) else found)
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ def _chart(points: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Any
         )
     return scatter(
         dots,
-        axes=("likeness", "variety, share of the base's"),
-        label="Every point that was drawn, by likeness and by the share of the base's variety.",
+        axes=("shows the subject, of the plain one's times", "variety, share of the base's"),
+        label="Every point that was drawn, by how often it shows the subject and by variety.",
         prefix="front",
     )
 

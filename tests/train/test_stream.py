@@ -479,6 +479,44 @@ def test_a_million_pictures_take_the_memory_of_few(made: Any) -> None:
     assert many - few < 50 * 2**20
 
 
+@pytest.mark.slow
+def test_a_run_on_a_million_pictures_takes_the_memory_of_one_on_few(
+    tmp_path: Path, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("variegate.train.data.read_stream", few_at_once)
+
+    def held(tars: int) -> int:
+        recipe = Recipe.build(
+            {
+                "images": f"made://{tars}-1000/{{00000..{tars - 1:05d}}}.tar",
+                "trigger": "zqx",
+                "optimizer": {"steps": 6, "batch_size": 2},
+                "checkpoints": {"every": 3},
+                "probes": {"every": 3, "intruders": 0},
+                "held_out": {"share": 0},  # there are but eight looks
+            }
+        )
+        most = [0]
+
+        def say(phase: str, done: int, total: int, note: str) -> None:
+            most[0] = max(most[0], psutil.Process().memory_info().rss)
+
+        def crash(phase: str, done: int, total: int, note: str) -> None:
+            say(phase, done, total, note)
+            if phase == "train" and done == 4:
+                raise RuntimeError("as if killed")
+
+        whole = train(recipe, out=tmp_path / f"whole-{tars}", say=say)
+        with pytest.raises(RuntimeError, match="as if killed"):
+            train(recipe, out=tmp_path / f"again-{tars}", say=crash)
+        again = resume(tmp_path / f"again-{tars}", say=say)
+        assert same(learnt(again), learnt(whole))
+        return most[0]
+
+    few = held(20)
+    assert held(1000) - few < 100 * 2**20
+
+
 def test_reading_stays_ahead_and_nothing_is_read_twice(made: Any) -> None:
     stream = made_stream(2, steps=500, at_once=2)
     files: Any = stream.shards._files

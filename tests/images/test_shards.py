@@ -105,6 +105,7 @@ def test_a_pattern_a_folder_and_an_address_give_the_same_pictures(tmp_path: Path
     ]
     assert [m.caption for m in told] == [f"a zqx number {i}" for i in range(12)]
     assert [m.data for m in told] == [png(i) for i in range(12)]
+    assert list(first.members([*range(11, -1, -1)])) == told[::-1]
     assert [(k, c) for k, c in first.captions([3, 9])] == [
         (told[3].key, told[3].caption),
         (told[9].key, told[9].caption),

@@ -100,8 +100,7 @@ class ImageSet:
         numbers = np.random.default_rng(seed).choice(len(shards), count, replace=False)
         home = cache_dir() / "shards" / "samples"
         pictures = []
-        for number in sorted(numbers.tolist()):
-            member = shards.member(number)
+        for member in shards.members(sorted(numbers.tolist())):
             name = f"{hashlib.sha256(member.data).hexdigest()}{member.suffix}"
             mask = None
             if member.mask is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from variegate import recipes
@@ -24,7 +25,7 @@ from variegate.models import DiffusionModel
 from variegate.models import load as load_model
 from variegate.progress import Say, silent
 from variegate.recipe import SamplingPlan
-from variegate.sample import Request, sample, seconds_to_draw
+from variegate.sample import Hands, Request, Source, sample, sample_apart, seconds_to_draw
 
 
 def measure_adapter(
@@ -43,6 +44,8 @@ def measure_adapter(
     faces: Path | None = None,
     t5_tokenizer: Path | None = None,
     seed: int = 0,
+    jobs: int = 1,
+    on: str = "",
     say: Say | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Verdict:
@@ -54,8 +57,8 @@ def measure_adapter(
     out: where the samples, `verdict.json` and `report.html` stay; None keeps the samples in the
     cache. features: a folder for the first encoder's features, as `measure_features` reads them.
     faces: a face detector's file, to tell whether faces became alike. t5_tokenizer: as
-    `models.load` takes it. tell: hears, before anything
-    is drawn, what the plan can show.
+    `models.load` takes it. jobs, on: who draws, as `workers` takes them. tell: hears, before
+    anything is drawn, what the plan can show.
     """
     say = say or silent
     check_free(out)
@@ -64,12 +67,9 @@ def measure_adapter(
     class_noun = class_noun or str(own_notes(learnt.metadata).get("class", ""))
     eyes, finder = load_encoders(encoders), load_faces(faces) if faces else None
     train = ImageSet.read(train_images) if train_images else None
-    model = load_model(
-        base,
-        device=pick_device(),
-        **reading_of(learnt.metadata),
-        t5_tokenizer=t5_tokenizer,
-    )
+    reading = reading_of(learnt.metadata)
+    model = load_model(base, device=pick_device(), **reading, t5_tokenizer=t5_tokenizer)
+    hands = Hands(Source.of(base, adapter, t5_tokenizer=t5_tokenizer, **reading), jobs, on)
     sampling = recipes.read(recipes.default_for(base)).sampling
     sampling = sampling.model_copy(update={"sampler": model.nearest_sampler(sampling.sampler)})
     if prompts is None:
@@ -91,7 +91,7 @@ def measure_adapter(
         tell(foresee(plan) + about)
     home = cache_dir() / "measured" / short_hash(learnt.digest(), repr(plan), base)
     at = out / "samples" if out else home
-    ours, theirs = draw_both(model, learnt, plan, sampling, out=at, say=say)
+    ours, theirs = draw_both(model, learnt, plan, sampling, out=at, say=say, hands=hands)
     return measure_sets(
         *(ours, theirs, eyes, train, trigger, class_noun),
         faces=finder,
@@ -109,9 +109,13 @@ def draw_both(
     *,
     out: Path,
     say: Say,
+    hands: Hands | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The adapter's and the base's pictures of a plan. The base's are drawn once per base and
-    plan, kept in the cache, and laid beside the adapter's."""
+    plan, kept in the cache, and laid beside the adapter's. hands: who draws; None: this process."""
+    draw: Callable[..., ImageSet] = sample
+    if hands is not None:
+        draw = partial(sample_apart, hands=hands)
     theirs = [Request(p.base_prompt, seed, p.group) for p in plan for seed in p.seeds]
     ours = [Request(p.adapter_prompt, seed, p.group) for p in plan for seed in p.seeds]
     key = short_hash(model.name, sampling.model_dump_json(exclude_none=True), repr(theirs))
@@ -124,11 +128,11 @@ def draw_both(
         say("sample adapter", done, total, note)
 
     try:
-        base = sample(model, None, theirs, plan=sampling, out=kept, say=base_said)
+        base = draw(model, None, theirs, plan=sampling, out=kept, say=base_said)
         base = _lay_beside(base, kept, out / "base")
     except NoSpace:  # a cache costs time, never the work
-        base = sample(model, None, theirs, plan=sampling, out=out / "base", say=base_said)
-    drawn = sample(model, adapter, ours, plan=sampling, out=out / "adapter", say=adapter_said)
+        base = draw(model, None, theirs, plan=sampling, out=out / "base", say=base_said)
+    drawn = draw(model, adapter, ours, plan=sampling, out=out / "adapter", say=adapter_said)
     return drawn, base
 
 

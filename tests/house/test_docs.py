@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def missing(command: Command) -> list[str]:
     for name, value in command.given.items():
         if name not in WRITES:
             many = value if isinstance(value, list | tuple) else [value]
-            found += [str(p) for p in many if isinstance(p, Path) and not p.exists()]
+            reads = [p for p in many if isinstance(p, Path) or (p and name == "images")]
+            found += [str(p) for p in reads if not Path(p).exists()]
     return found
 
 
@@ -130,6 +132,11 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     desk = tmp_path_factory.mktemp("things")
     shutil.copytree(Path(variegate.__file__).parent / "demo" / "pictures", desk / "my_photos")
     shutil.copy(desk / "my_photos" / "00.png", desk / "best.png")
+    (desk / "shards").mkdir()
+    for i in range(2):
+        with tarfile.open(desk / "shards" / f"set-{i:03d}.tar", "w") as tar:
+            for file in sorted((desk / "my_photos").glob(f"{i}*.png")):
+                tar.add(file, file.name)
     rules = Path(variegate.__file__).parent / "measure" / "rules.toml"
     shutil.copy(rules, desk / "strict.toml")
     for seed, name in enumerate(("lora", "a", "b", "big")):

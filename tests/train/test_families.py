@@ -192,8 +192,8 @@ def test_each_row_is_told_its_own_picture_as_diffusers_training_tells_it(
     told = list[tuple[float, ...]]()
     deal = Latents.batch
 
-    def noting(self: Latents, examples: Any, step: int) -> Any:
-        batch = deal(self, examples, step)
+    def noting(self: Latents, examples: Any, step: int, ranks: Any) -> Any:
+        batch = deal(self, examples, step, ranks)
         mirrored = [MirrorPictures(Flip(), recipe).mirrors(step, row) for row in range(2)]
         expected = [theirs[key] for key in zip(batch.keys, mirrored, strict=True)]
         told.extend(map(tuple, expected))

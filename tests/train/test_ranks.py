@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from tests.tars import write_tars
 from tests.tiny import write_tiny_sd
 from tests.train.scenes import tiny_recipe, write_pictures
 
@@ -253,6 +255,82 @@ def test_the_launchers_of_the_field_start_it(place: Path, launcher: str) -> None
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == recipe.optimizer.steps
     alike(Run.open(out), train(recipe, out=place / f"alone-{launcher}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1], ids=["the first", "another"])
+def test_torchrun_replaces_a_process_that_dies(place: Path, dies: int) -> None:
+    out = place / f"replaced-{dies}"
+    recipe = recipe_of(place, strategies={}, **LONG)
+    file = place / f"replaced-{dies}.toml"
+    file.write_text(recipe.to_toml(), encoding="utf8")
+    how = ("--nproc-per-node", "2", "--max-restarts", "2", "--master-port", str(free_port()))
+    words = ["train", recipe.images, "--recipe", str(file), "--base", recipe.base]
+    command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "variegate", *words]
+    started = subprocess.Popen(
+        [*command, "--out", str(out), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(variegate.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            "VARIEGATE_RANK_TIMEOUT": "60",
+        },
+    )
+    try:
+        wait_for(out, 3, [started])
+        below = psutil.Process(started.pid).children()
+        (lost,) = [p for p in below if p.environ().get("RANK") == str(dies)]
+        lost.kill()
+        told, said = started.communicate(timeout=300)
+    finally:
+        started.kill()
+        started.communicate()
+    assert started.returncode == 0, said
+    answers = [json.loads(line) for line in told.splitlines()]  # of each start the first one's
+    assert answers[-1]["step"] == 60
+    assert all("died or hangs" in str(answer) for answer in answers[:-1])
+    run = Run.open(out)
+    begins = [line["step"] for line in run.read_journal("start")]
+    assert begins[0] == 0
+    assert len(begins) == 2
+    assert begins[1] >= 3
+    alike(run, train(recipe, out=place / f"never-replaced-{dies}"))
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_with_two(place: Path) -> None:
+    recipe = recipe_of(place)
+
+    def crash(phase: str, done: int, total: int, note: str) -> None:
+        if phase == "train" and done == 5:
+            raise RuntimeError("as if killed")
+
+    with pytest.raises(RuntimeError, match="as if killed"):
+        train(recipe, out=place / "grown", say=crash)
+    with both(recipe, place / "grown", resume=True) as started:
+        (code, _, err), (other, _, said) = ended(started)
+    assert (code, other) == (0, 0), (err, said)
+    run = Run.open(place / "grown")
+    begun, gone_on = [line["step"] for line in run.read_journal("start")]
+    assert begun == 0 < gone_on <= 5
+    alike(run, train(recipe, out=place / "never-grown"))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_tars_what_one_does(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tars(place / "tars", (7, 5, 6))
+    monkeypatch.setenv("VARIEGATE_CACHE", str(place / "cache"))
+    recipe = recipe_of(place).model_copy(update={"images": str(place / "tars")})
+    with both(recipe, place / "two-tars") as started:
+        (code, _, err), (other, _, said) = ended(started)
+    assert (code, other) == (0, 0), (err, said)
+    assert len(list((place / "cache" / "shards").glob("*/*.safetensors"))) == 3
+    alike(Run.open(place / "two-tars"), train(recipe, out=place / "alone-tars"))
 
 
 def test_alone_nothing_meets(monkeypatch: pytest.MonkeyPatch) -> None:

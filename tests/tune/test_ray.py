@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.train.scenes import write_pictures
 from tests.tune.pieces import run, search_of
 
+from variegate.models import load
+from variegate.recipe import SamplingPlan
+from variegate.sample import Hands, Source, grid, sample, sample_apart
 from variegate.tune.search import search
 from variegate.workers import spread, workers
 
@@ -134,3 +138,16 @@ def test_a_search_on_ray_has_the_digits_of_one_without(cluster: Any, tmp_path: P
         for document in (here, there)
     ]
     assert told[0] == told[1]
+
+
+def test_a_grid_on_ray_is_the_grid_of_one_process(cluster: Any, tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # as many as a task on one core has
+    model = load("pocket")
+    asked, plan = grid(["an owl", "a fox"], range(20)), SamplingPlan(steps=2)
+    sample(model, None, asked, plan=plan, out=tmp_path / "one")
+    hands = Hands(Source.of("pocket", None, t5_tokenizer=None), 2, "ray")
+    sample_apart(model, None, asked, hands=hands, plan=plan, out=tmp_path / "two")
+    one, two = (
+        {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two")
+    )
+    assert one == two

@@ -10,7 +10,7 @@ different pictures does not depend on which networks are at hand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from variegate.audit.report import AuditReport, DuplicatePair, name_of
 from variegate.audit.variety import judge_variety, measure_variety
 from variegate.encoders import Encoder, load
 from variegate.errors import EncoderError, ImagesError
-from variegate.images import Fault, ImageSet, Picture, examine
+from variegate.images import Fault, ImageSet, Picture, Shards, examine, open_pictures
 from variegate.images.captions import clean
 
 __all__ = ["AuditReport", "DuplicatePair", "Finding", "audit", "inspect_file"]
@@ -59,14 +59,21 @@ def audit(
     pictures like these. trigger: the word that every caption should hold. resolution: pixels that
     the base is trained at; pictures below it are told. say: is given one line per stage.
 
+    Of pictures in tars a sample is looked at.
     Raises: ImagesError when there is no folder or no picture in it. Pictures that cannot be used
     are faults, not errors.
     """
     say = say or _quiet
-    pictures = images if isinstance(images, ImageSet) else ImageSet.read(images)
+    opened = images if isinstance(images, ImageSet) else open_pictures(images)
+    if isinstance(opened, Shards):
+        say(f"taking a sample of {len(opened)} pictures out of tars")
+        whole, pictures = len(opened), ImageSet.sampled(opened, MOST_COMPARED)
+        lies = {p.file: Path(f"{opened.home}/{p.key}") for p in pictures if p.file is not None}
+    else:
+        whole, pictures, lies = len(opened), opened, {}
     say(f"looking at {len(pictures)} pictures")
     seen, faults = _inspect(pictures)
-    faults = [*pictures.faults, *faults]
+    faults = [*pictures.faults, *(replace(f, file=lies.get(f.file, f.file)) for f in faults)]
     compared = sorted(seen, key=lambda s: s.content_hash)[:MOST_COMPARED]
     compared.sort(key=lambda s: s.picture.key)
     say(f"comparing {len(compared)} pictures with each other")
@@ -82,7 +89,8 @@ def audit(
     facts = count_captions(
         [s.picture.prompt for s in seen], [_stem(s.picture) for s in seen], trigger=trigger
     )
-    names = [name_of(s.picture.key, s.picture.file) for s in compared]
+    at = [s.picture.file and lies.get(s.picture.file, s.picture.file) for s in compared]
+    names = [name_of(s.picture.key, file) for s, file in zip(compared, at, strict=True)]
     refused = {f.file for f in faults if not f.usable}
     return AuditReport(
         folder=pictures.origin,
@@ -100,7 +108,7 @@ def audit(
             *judge_variety(variety, groups),
             *judge_captions(facts, trigger=trigger, one_background=variety.one_background),
             *_judge_sizes([s.size for s in seen], resolution),
-            *_judge_count(len(seen), len(compared)),
+            *_judge_count(len(seen), len(compared), whole=whole, looked_at=len(pictures)),
         ),
     )
 
@@ -206,13 +214,23 @@ def _judge_sizes(sizes: list[tuple[int, int]], resolution: int) -> list[Finding]
     return found
 
 
-def _judge_count(n: int, compared: int) -> list[Finding]:
-    if compared == n:
-        return []
-    return [
-        Finding(
-            "Not all pictures were compared",
-            f"{compared} of {n}, chosen by content",
-            "Nothing to do; the number of different pictures is that of the ones compared.",
+def _judge_count(n: int, compared: int, *, whole: int, looked_at: int) -> list[Finding]:
+    found = []
+    if whole > looked_at:
+        found.append(
+            Finding(
+                "Only a sample was looked at",
+                f"{looked_at} of {whole} pictures, by chance",
+                "Nothing to do; faults and captions are those of the sample, and copies are rarer "
+                "in it than in the whole.",
+            )
         )
-    ]
+    if compared < n:
+        found.append(
+            Finding(
+                "Not all pictures were compared",
+                f"{compared} of {n}, chosen by content",
+                "Nothing to do; the number of different pictures is that of the ones compared.",
+            )
+        )
+    return found

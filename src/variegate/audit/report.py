@@ -9,6 +9,7 @@ from typing import Any
 from variegate.audit.captions import CaptionFacts
 from variegate.audit.finding import Finding
 from variegate.images import Fault
+from variegate.images.decode import whereabouts
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,4 @@ class AuditReport:
 
 def name_of(key: str, file: Path | None) -> str:
     """How a picture is named in a report: its absolute path, or its key when it has no file."""
-    return key if file is None else str(file.absolute())
+    return key if file is None else whereabouts(file)

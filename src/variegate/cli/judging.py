@@ -15,11 +15,13 @@ from variegate.cli.words import (
     ClassNoun,
     Encoders,
     FailOn,
+    On,
     Preset,
     Seed,
     T5Tokenizer,
     TrainImages,
     Trigger,
+    Workers,
     verb,
 )
 from variegate.console import Door
@@ -62,6 +64,8 @@ def measure(
         Path | None, typer.Option(help="A YuNet file (.onnx): are the faces alike?")
     ] = None,
     t5_tokenizer: T5Tokenizer = None,
+    jobs: Workers = 1,
+    on: On = "",
     fail_on: FailOn = None,
     seed: Seed = None,
 ) -> None:
@@ -72,6 +76,8 @@ def measure(
         "--prompts": prompts,
         "--style": style,
         "--t5-tokenizer": t5_tokenizer,
+        "--workers": jobs > 1,
+        "--on": on,
     }
     _check_sources(adapter, images, reference, drawing)
     out = out.resolve() if out else None
@@ -95,6 +101,8 @@ def measure(
             prompts=prompts,
             t5_tokenizer=t5_tokenizer,
             seed=seed or 0,
+            jobs=jobs,
+            on=on,
             say=door.say,
             tell=door.tell,
             **asked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from variegate.cli.words import (
     Encoders,
     Images,
     MaybeImages,
+    On,
     RecipeName,
     Seed,
     Settings,
@@ -23,6 +25,7 @@ from variegate.cli.words import (
     T5Tokenizer,
     Trigger,
     Vram,
+    Workers,
     verb,
 )
 from variegate.console import Door
@@ -120,6 +123,8 @@ def sample(
     format: Annotated[
         Literal["png", "webp"], typer.Option(help="Both without loss, and with what drew them.")
     ] = "png",
+    jobs: Workers = 1,
+    on: On = "",
     t5_tokenizer: T5Tokenizer = None,
     seed: Seed = None,
 ) -> None:
@@ -153,8 +158,10 @@ def sample(
     named = (
         room.Named.of(adapter, learnt.metadata) if adapter and isinstance(learnt, Adapter) else None
     )
-    pictures = room.sample(
+    source = room.Source.of(base, adapter, t5_tokenizer=t5_tokenizer, **reading)
+    pictures = room.sample_apart(
         *(model, learnt, wanted),
+        hands=room.Hands(source, jobs, on),
         plan=plan,
         out=out,
         negative=negative,
@@ -220,7 +227,7 @@ def demo(
 
 
 def read_asked(
-    images: Path | None,
+    images: Path | str | None,
     base: str | None,
     trigger: str | None,
     class_noun: str | None,
@@ -242,7 +249,7 @@ def read_asked(
     asked = recipes.read(
         recipe or recipes.default_for(base),
         settings=tuple(settings or ()),
-        images=str(images.resolve()) if images else None,
+        images=_placed(images) if images else None,
         base=base,
         trigger=trigger,
         class_noun=class_noun,
@@ -252,6 +259,13 @@ def read_asked(
     if pictures and not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
+
+
+def _placed(images: Path | str) -> str:
+    """Where pictures are, wherever this process stands; an address of tars stays as it is."""
+    from variegate.images import absolute, is_sharded
+
+    return absolute(str(images)) if is_sharded(str(images)) else str(Path(images).resolve())
 
 
 def _with(settings: list[str] | None, vram: float | None) -> list[str]:
@@ -281,4 +295,5 @@ def _followed(names: list[str] | None, folder: Path, door: Door) -> Iterator[Say
 
 def _run_folder(out: Path | None, asked: Recipe) -> Path:
     """The folder asked for, or one under `runs` named after the pictures and the recipe."""
-    return (out or Path("runs") / f"{Path(asked.images).name}-{asked.id[:8]}").resolve()
+    name = re.sub(r"[^\w.-]+", "-", Path(asked.images).name.removesuffix(".tar")).strip("-")
+    return (out or Path("runs") / f"{name}-{asked.id[:8]}").resolve()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from variegate import answers
-from variegate.cli.words import ClassNoun, Images, Trigger, verb
+from variegate.cli.words import ClassNoun, Images, ImagesOrTars, Trigger, verb
 from variegate.console import Door
 from variegate.errors import RequestError
 
@@ -16,7 +16,7 @@ from variegate.errors import RequestError
 @verb
 def audit(
     door: Door,
-    images: Images,
+    images: ImagesOrTars,
     encoder: Annotated[
         str | None, typer.Option(help="'pocket', a hub name, a folder, or sscd=FILE.")
     ] = None,

@@ -21,8 +21,18 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Where all rando
 Images = Annotated[
     Path, typer.Argument(metavar="IMAGES", help="Folder of pictures, captions beside them.")
 ]
+ImagesOrTars = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES", help="Folder of pictures, or tars of them: 'set-{000..009}.tar'."
+    ),
+]
 MaybeImages = Annotated[
-    Path | None, typer.Argument(metavar="IMAGES", help="Folder of pictures to learn.")
+    str | None,
+    typer.Argument(
+        metavar="IMAGES",
+        help="Folder of pictures to learn, or tars of them: 'set-{000..009}.tar', s3://...",
+    ),
 ]
 Base = Annotated[
     str | None, typer.Option(help="'pocket', a diffusers folder, or a hub name.", metavar="BASE")
@@ -70,11 +80,11 @@ SinkNames = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option("--workers", "--jobs", min=1, help="Runs side by side, sharing the cores."),
+    typer.Option("--workers", "--jobs", min=1, help="So many side by side, sharing the cores."),
 ]
 On = Annotated[
     str,
-    typer.Option(help="'ray' or ray://HOST:PORT: spread the runs over a Ray cluster."),
+    typer.Option(help="'ray' or ray://HOST:PORT: spread the work over a Ray cluster."),
 ]
 Preset = Literal["quick", "standard", "thorough"]
 

@@ -5,7 +5,10 @@ Reading a folder decodes no picture and imports no torch; `audit` tells what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ from variegate.images.cache import cache_dir
 from variegate.images.conventions import read_folder
 from variegate.images.decode import Examined, Fault, examine
 from variegate.images.picture import Picture
+from variegate.images.shards import Shards, absolute, is_sharded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +29,33 @@ if TYPE_CHECKING:
 else:  # names for the shape checker; torch is imported when features are asked for
     Tensor = ImageEncoder = Any
 
-__all__ = ["Examined", "Fault", "ImageSet", "Picture", "cache_dir", "examine"]
+__all__ = [
+    "Examined",
+    "Fault",
+    "ImageSet",
+    "Picture",
+    "Shards",
+    "absolute",
+    "cache_dir",
+    "examine",
+    "is_sharded",
+    "open_pictures",
+]
+
+
+def open_pictures(
+    where: str | Path,
+    *,
+    share: tuple[int, int] = (0, 1),
+    say: Callable[[int, int], object] | None = None,
+) -> ImageSet | Shards:
+    """The pictures of a folder, or of tars where a pattern, a folder of tars or an address is
+    given. share, say: as `Shards.open` takes them.
+
+    Raises: ImagesError.
+    """
+    spec = str(where)
+    return Shards.open(spec, share=share, say=say) if is_sharded(spec) else ImageSet.read(spec)
 
 
 @dataclass(frozen=True)
@@ -47,10 +77,37 @@ class ImageSet:
 
         Raises: ImagesError when there is no folder or no picture in it.
         """
+        if is_sharded(str(folder)):
+            raise ImagesError(
+                f"{str(folder)!r} names tars; `train` reads them as they are and `audit` a sample "
+                "of them: for anything else unpack them, or some of them, into a folder"
+            )
         reading = read_folder(Path(folder))
         if not reading.pictures:
             raise ImagesError(_nothing_found(str(folder), reading.faults))
         return ImageSet(tuple(reading.pictures), str(reading.root), tuple(reading.faults))
+
+    @staticmethod
+    def sampled(shards: Shards, most: int, *, seed: int = 0) -> ImageSet:
+        """Pictures of tars by chance, `most` or all of them, as files in the cache.
+
+        They lie there under names of ours. What was wrong with the tars is among the faults.
+        Raises: ImagesError when they cannot be kept, WorkError when a tar cannot be read.
+        """
+        import numpy as np
+
+        count = min(most, len(shards))
+        numbers = np.random.default_rng(seed).choice(len(shards), count, replace=False)
+        home = cache_dir() / "shards" / "samples"
+        pictures = []
+        for member in shards.members(sorted(numbers.tolist())):
+            name = f"{hashlib.sha256(member.data).hexdigest()}{member.suffix}"
+            mask = None
+            if member.mask is not None:
+                mask = _kept(home, f"{hashlib.sha256(member.mask).hexdigest()}.png", member.mask)
+            file = _kept(home, name, member.data)
+            pictures.append(Picture(member.key, file, member.caption, mask_file=mask))
+        return ImageSet(tuple(pictures), shards.origin, shards.faults)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -93,6 +150,25 @@ class ImageSet:
         from variegate.images.features import cached_features
 
         return cached_features(self.pictures, encoder, batch=batch)
+
+
+def _kept(home: Path, name: str, data: bytes) -> Path:
+    """A file in the cache, whole or not at all."""
+    file = home / name[:2] / name
+    if file.is_file() and file.stat().st_size == len(data):
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ImagesError(
+            f"a picture out of a tar cannot be kept at {file}: {error.strerror}; free some space, "
+            "or set VARIEGATE_CACHE to a folder that can be written"
+        ) from error
+    return file
 
 
 def _nothing_found(folder: str, faults: list[Fault]) -> str:

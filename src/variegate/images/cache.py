@@ -19,6 +19,7 @@ KINDS = {
     "repaired": "pictures of repairs beside what they repair",
     "picked": "pictures of checkpoints at several strengths and guidance scales",
     "latents": "pictures as autoencoders gave them",
+    "shards": "where pictures lie in tars, and samples taken of them",
     "bank": "runs that verdicts are calibrated on, with their pictures",
     "bench": "runs of the benchmark, and what was read of them",
 }

@@ -54,7 +54,7 @@ def read_caption(file: Path) -> tuple[str | None, int | None, Fault | None]:
             "is this really a caption? shorten it to a sentence or two",
         )  # fmt: skip
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        return (*parse_caption(file.read_bytes()), None)
     except UnicodeDecodeError as error:
         return None, None, _caption_fault(
             file, f"caption is not UTF-8 text (byte {error.start})", "save it as UTF-8"
@@ -63,10 +63,16 @@ def read_caption(file: Path) -> tuple[str | None, int | None, Fault | None]:
         return None, None, _caption_fault(
             file, f"caption cannot be read: {error.strerror}", "check its permissions"
         )  # fmt: skip
+
+
+def parse_caption(data: bytes) -> tuple[str, int | None]:
+    """(caption, seed) of a caption file's bytes.
+
+    Raises: UnicodeDecodeError when they are no UTF-8 text.
+    """
+    text = data.decode("utf-8-sig")
     logged = parse_parameters(text)
-    if logged is not None:
-        return (*logged, None)
-    return clean(text), None, None
+    return (clean(text), None) if logged is None else logged
 
 
 def parse_parameters(text: str) -> tuple[str, int | None] | None:

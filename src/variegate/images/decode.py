@@ -6,6 +6,7 @@ read, and nothing but a regular file is ever opened.
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import warnings
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
@@ -81,12 +83,19 @@ class Fault:
 
     def to_json(self) -> dict[str, object]:
         return {
-            "file": str(self.file.absolute()),
+            "file": whereabouts(self.file),
             "fault": self.fault,
             "advice": self.advice,
             "kind": self.kind,
             "usable": self.usable,
         }
+
+
+def whereabouts(file: Path) -> str:
+    """The absolute path of a file; an address, of which a path keeps one slash, as it was."""
+    scheme, _, rest = str(file).partition(":/")
+    remote = len(scheme) > 1 and scheme.isalnum() and rest
+    return f"{scheme}://{rest.lstrip('/')}" if remote else str(file.absolute())
 
 
 @dataclass(frozen=True)
@@ -104,19 +113,35 @@ def examine(file: Path) -> Examined:
     CMYK and palettes are converted, and of an animation the first frame is taken. Never raises for
     what a file holds: a file that cannot be used gives no picture and one fault that says why.
     """
-    refusal = refuse_special(file) or _refuse_size(file)
+    refusal = refuse_special(file) or _refuse_size(file, file.stat().st_size)
     if refusal:
         return Examined(None, (refusal,))
+    try:
+        with file.open("rb") as stream:
+            return _examine(file, stream)
+    except OSError as error:
+        return Examined(None, (_broken(file, error),))
+
+
+def examine_bytes(data: bytes, name: Path) -> Examined:
+    """The same of a picture that lies inside another file; name: what faults call it."""
+    refusal = _refuse_size(name, len(data))
+    return Examined(None, (refusal,)) if refusal else _examine(name, io.BytesIO(data))
+
+
+def _examine(file: Path, stream: Any) -> Examined:
+    head = stream.read(512)
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as opened:
-                return _convert(file, opened)
+            with Image.open(stream, formats=_FORMATS) as opened:
+                return _convert(file, opened, head)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Examined(None, (_bomb(file, f"more than {MAX_PIXELS / 1e6:.0f} million pixels"),))
     except UnidentifiedImageError:
-        return Examined(None, (_unidentified(file),))
+        return Examined(None, (_unidentified(file, head),))
     except DECODER_ERRORS as error:
         return Examined(None, (_broken(file, error),))
 
@@ -139,8 +164,7 @@ def refuse_special(file: Path) -> Fault | None:
     )  # fmt: skip
 
 
-def _refuse_size(file: Path) -> Fault | None:
-    n_bytes = file.stat().st_size
+def _refuse_size(file: Path, n_bytes: int) -> Fault | None:
     if n_bytes == 0:
         return Fault(
             file, "unreadable", "the file is empty (0 bytes)", "copy it again or remove it",
@@ -151,7 +175,7 @@ def _refuse_size(file: Path) -> Fault | None:
     return None
 
 
-def _convert(file: Path, opened: Image.Image) -> Examined:
+def _convert(file: Path, opened: Image.Image, head: bytes) -> Examined:
     width, height = opened.size
     if width * height > MAX_PIXELS:
         return Examined(None, (_bomb(file, f"{width} x {height} pixels"),))
@@ -169,7 +193,7 @@ def _convert(file: Path, opened: Image.Image) -> Examined:
             f"animated, {frames} frames; only the first is used",
             "save the frame you want as a PNG of its own",
         )
-    if _png_bits(file) == 16 or opened.mode.startswith(("I", "F")):
+    if _png_bits(head) == 16 or opened.mode.startswith(("I", "F")):
         tell("16-bit", "16-bit colour, scaled to 8-bit", "nothing to do, or save it as 8-bit")
     if opened.mode == "CMYK":
         tell(
@@ -230,10 +254,8 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _png_bits(file: Path) -> int | None:
-    with file.open("rb") as stream:
-        head = stream.read(26)
-    return head[24] if len(head) == 26 and head.startswith(b"\x89PNG\r\n\x1a\n") else None
+def _png_bits(head: bytes) -> int | None:
+    return head[24] if len(head) > 25 and head.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
 def _bomb(file: Path, found: str) -> Fault:
@@ -256,9 +278,7 @@ def _tiny(file: Path, width: int, height: int) -> Fault:
     )
 
 
-def _unidentified(file: Path) -> Fault:
-    with file.open("rb") as stream:
-        head = stream.read(512)
+def _unidentified(file: Path, head: bytes) -> Fault:
     kind = next((name for magic, name in _MAGIC if head.lstrip().startswith(magic)), "")
     if not kind and head[4:8] == b"ftyp":
         kind = "HEIC or another phone format"

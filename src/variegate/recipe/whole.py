@@ -39,7 +39,11 @@ class Recipe(Entry):
         "pocket",
         description="'pocket', a diffusers folder, a .safetensors checkpoint, or a hub name",
     )
-    images: str = Field("", description="folder of training pictures")
+    images: str = Field(
+        "",
+        description="folder of training pictures, or tars of them: 'set-{000..009}.tar', a folder "
+        "of tars, or an address such as s3://bucket/set-{000..009}.tar",
+    )
     trigger: str = Field("", description="the word that calls the subject")
     class_noun: str = Field("", description="what the subject is to the base")
     clip_skip: int = Field(

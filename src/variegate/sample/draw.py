@@ -173,14 +173,10 @@ def sample(
     written, NotFinite with prompt and seed of a picture that came to nothing, Interrupted on
     Ctrl-C. After any of these the same call goes on with what is missing.
     """
-    _check(requests, worn)
-    out = _folder(out)
-    adapter = adapter if adapter and adapter.layers else None
-    if adapter is None:
-        requests = [replace(request, strength=1.0) for request in requests]
-    call = _call(model, adapter, plan, negative, out, format, named, worn)
-    slots = _slots(requests, call)
-    kept = _kept(slots, out, format)
+    call, slots, kept = _planned(
+        model, adapter, requests, plan, out, negative, worn=worn, format=format, named=named
+    )
+    adapter, out = call.adapter, call.out
     slots = [kept.get(slot.key, slot) for slot in slots]
     done = {slot.key for slot in slots} & set(kept)
     _list(out, [slot for slot in slots if slot.key in done])
@@ -207,6 +203,69 @@ def sample(
     finally:
         _list(out, [slot for slot in slots if slot.key in done])
     return ImageSet(pictures=tuple(_picture(slot) for slot in slots), origin=str(out))
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is still to be drawn of what is asked.
+
+    out: the folder. files: what each picture that is not there yet will be called, by its key.
+    batches: the requests that are drawn together, in the order in which one process draws them.
+    done: how many of how many pictures, `whole`, are there.
+    """
+
+    out: Path
+    files: dict[str, str]
+    batches: list[list[Request]]
+    done: int
+    whole: int
+
+
+def left_over(
+    model: DiffusionModel,
+    adapter: Adapter | Ensemble | None,
+    requests: Sequence[Request],
+    *,
+    plan: SamplingPlan,
+    out: Path,
+    negative: str = "",
+    format: Format = "png",
+) -> Left:
+    """What `sample` with the same words would still draw. Raises: as `sample`."""
+    call, slots, kept = _planned(
+        model, adapter, requests, plan, out, negative, worn="", format=format, named=None
+    )
+    size, batches = _batch_size(model), list[list[Request]]()
+    for bonds in _by_voice(_bonds(slots, set(kept)), call.adapter).values():
+        while bonds:
+            taken = _packed(bonds, size)
+            batches.append([slot.request for bond in taken for twins in bond for slot in twins])
+            bonds = bonds[len(taken) :]
+    files = {slot.key: slot.file.name for slot in slots if slot.key not in kept}
+    return Left(call.out, files, batches, len(kept), len({slot.key for slot in slots}))
+
+
+def _planned(
+    model: DiffusionModel,
+    adapter: Adapter | Ensemble | None,
+    requests: Sequence[Request],
+    plan: SamplingPlan,
+    out: Path,
+    negative: str,
+    *,
+    worn: str,
+    format: Format,
+    named: Named | None,
+) -> tuple[_Call, list[_Slot], dict[str, _Slot]]:
+    """A call, a slot for each request, and those whose picture is there."""
+    _check(requests, worn)
+    out = _folder(out)
+    adapter = adapter if adapter and adapter.layers else None
+    if adapter is None:
+        requests = [replace(request, strength=1.0) for request in requests]
+    call = _call(model, adapter, plan, negative, out, format, named, worn)
+    slots = _slots(requests, call)
+    return call, slots, _kept(slots, out, format)
 
 
 def _call(

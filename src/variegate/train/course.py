@@ -20,7 +20,7 @@ from variegate.train.checkpoint import (
     save_checkpoint,
     step_of,
 )
-from variegate.train.data import TrainingSet
+from variegate.train.examples import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
 from variegate.train.panels import Panel

@@ -12,53 +12,38 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from variegate import seeds
 from variegate.adapter import Attached
 from variegate.errors import ImagesError, NotFinite, RecipeError
-from variegate.images import ImageSet, Picture
+from variegate.images import ImageSet, Picture, Shards
 from variegate.models import Conditioning
 from variegate.recipe import Recipe
-from variegate.train.attention import attention_map
 from variegate.train.budget import budget_note
+from variegate.train.examples import Cut, Example, TrainingSet, example_of, trigger_note
 from variegate.train.frame import Frame, cut_middle
-from variegate.train.latent_cache import LatentCache
-from variegate.train.masks import find_masks, mask_from_map, plausible
+from variegate.train.latent_cache import MOST_BYTES, LatentCache
+from variegate.train.mask_ways import MaskWays
 from variegate.train.paint import ground_colour
-from variegate.train.segmenter import open_segmenter
+from variegate.train.ranks import ALONE, Ranks
 from variegate.train.split import split
 from variegate.train.strategies import Seen, Shot, Strategy
 from variegate.train.strategies.buckets import nearest_shape, shapes
 from variegate.train.strategies.even_pictures import look_at, votes
+from variegate.train.stream import Streamed, read_stream
 from variegate.train.turns import Card, Turns
 from variegate.train.wording import still_true
 
 _log = logging.getLogger(__name__)
 
+MOST_WORDS = 512 * 2**20  # bytes of embeddings kept: 2,000 prompts of SD 1.x
 LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture ready for training: its pixels at the run's resolution, mask, and caption.
-
-    family: one name for all that share a vote in the turns; its own key when it shares with none.
-    """
-
-    key: str
-    shot: Shot
-    caption: str
-    repeats: int
-    family: str
 
 
 @dataclass(frozen=True)
@@ -77,18 +62,8 @@ class Batch:
     timesteps: Int[Tensor, " b"]
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """Examples to learn from and examples held out, with what is to be told about them."""
-
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
-    notes: tuple[str, ...]
-    fingerprint: dict[str, str]
-
-
 def read_training_set(
-    images: ImageSet,
+    images: ImageSet | Shards,
     recipe: Recipe,
     *,
     side: int,
@@ -100,31 +75,26 @@ def read_training_set(
 
     side: of the square pictures in pixels, or of the square that has the area of the buckets'.
     base: the bare base, asked for masks if the recipe says so; None: it is not asked.
+    Pictures in tars are not opened here but when their turn comes (`stream.py`).
     Raises: ImagesError with every picture that cannot be opened.
     """
+    if isinstance(images, Shards):
+        return read_stream(images, recipe, side=side, pocket=pocket, needs_masks=needs_masks)
     hashes = [picture.content_hash() for picture in images]
     cuts, first, notes = _cut(images, hashes, recipe, side, pocket=pocket)
     masks = _masks(images, cuts, recipe, base, notes) if needs_masks else [None] * len(images)
-    examples = []
-    for i, picture in enumerate(images):
-        pixels = torch.from_numpy(np.array(cuts[i].picture)).permute(2, 0, 1).float() / 255
-        mask = masks[i]
-        known = mask is not None
-        examples.append(
-            Example(
-                key=picture.key,
-                shot=Shot(
-                    pixels,
-                    torch.ones(pixels.shape[1:]) if mask is None else mask,
-                    known,
-                    cuts[i].frame,
-                ),
-                caption=caption_of(picture, recipe, pocket=pocket),
-                repeats=picture.repeats,
-                family=images.pictures[first[i]].key,
-            )
+    examples = [
+        example_of(
+            picture,
+            cuts[i],
+            masks[i],
+            recipe,
+            family=images.pictures[first[i]].key,
+            pocket=pocket,
         )
-    notes += _caption_notes(examples, recipe)
+        for i, picture in enumerate(images)
+    ]
+    notes += trigger_note([(e.key, e.caption) for e in examples], recipe, of=len(examples))
     parts = split(
         [cut.picture for cut in cuts], hashes, recipe.held_out, seed=recipe.seed, families=first
     )
@@ -135,6 +105,7 @@ def read_training_set(
     return TrainingSet(
         train=tuple(examples[i] for i in parts.train),
         held_out=tuple(examples[i] for i in parts.held_out),
+        held_out_keys=tuple(examples[i].key for i in parts.held_out),
         notes=(*notes, parts.why),
         fingerprint=fingerprints(images),
     )
@@ -149,11 +120,28 @@ class Encoded(NamedTuple):
     frame: Frame | None
 
 
+class _Row(NamedTuple):
+    """One row of a batch."""
+
+    key: str
+    caption: str
+    frame: Frame | None
+    latent: Float[Tensor, "c y x"]
+    mask: Float[Tensor, "y x"]
+
+    def told(self) -> dict[str, Any]:
+        """All of it but the numbers, as JSON has it."""
+        frame = self.frame and self.frame.to_json()
+        shape = list(self.latent.shape)
+        return {"key": self.key, "caption": self.caption, "frame": frame, "shape": shape}
+
+
 class Latents:
     """Examples as batches of latents, encoded at need by the bare autoencoder and kept.
 
     They are kept in memory for the run, and on disk for later ones; not so the pocket's, which
-    encodes faster than a disk is read.
+    encodes faster than a disk is read. Those of pictures that are read as they come are not kept in
+    memory, and on disk only where it holds all of them.
     """
 
     def __init__(self, model: Any, recipe: Recipe, strategies: Mapping[str, Strategy]) -> None:
@@ -164,38 +152,30 @@ class Latents:
         self._kept: dict[tuple[str, int, bool], Encoded] = {}
         self._dealt: tuple[Sequence[Example], Turns] | None = None
         self._disk = None if model.pocket else LatentCache(model)
+        self._passing = 0  # latents that a stream would leave; 0: all are kept
 
-    def batch(self, examples: Sequence[Example], step: int) -> Batch:
-        """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size."""
-        recipe, strategies = self._recipe, self._strategies.values()
+    def batch(
+        self, examples: Sequence[Example] | Streamed, step: int, ranks: Ranks = ALONE
+    ) -> Batch:
+        """The rows of a step: pictures in turns, shuffled anew in each epoch, of one size.
+
+        Of pictures that are read as they come each process makes rows of its own, for all.
+        """
+        recipe = self._recipe
         size = recipe.optimizer.batch_size
-        if self._dealt is None or self._dealt[0] is not examples:
-            self._dealt = examples, deal(examples, size=size, seed=recipe.seed)
-        picked = [examples[i] for i in self._dealt[1].at(step)]
-        rows, captions = list[Encoded](), list[str]()
-        for row, example in enumerate(picked):
-            variant = 0
-            if self._alters:
-                draw = torch.rand((), generator=seeds.at(recipe.seed, "variant", step, row))
-                variant = int(draw * recipe.variants)
-            mirrored = any(s.mirrors(step, row) for s in strategies)
-            rows.append(self.encoded(example, variant, mirrored=mirrored))
-            caption = still_true(
-                example.caption,
-                rows[-1].seen.changed,
-                mirrored=mirrored,
-                pocket=bool(self._model.pocket),
-            )
-            for strategy in strategies:
-                caption = strategy.caption(caption, step, row, rows[-1].seen)
-            captions.append(caption)
+        if isinstance(examples, Streamed):
+            self._passing = examples.count * (recipe.variants if self._alters else 1)
+            rows = self._shared_out(examples, step, ranks)
+        else:
+            picked = self._picked(examples, step)
+            rows = [self._row(example, step, row) for row, example in enumerate(picked)]
         latents = torch.stack([row.latent for row in rows])
         timesteps = self._model.schedule.draw(size, seeds.at(recipe.seed, "timesteps", step))
         noise = torch.randn(latents.shape, generator=seeds.at(recipe.seed, "noise", step))
         device = self._model.device
         return Batch(
-            keys=[example.key for example in picked],
-            captions=captions,
+            keys=[row.key for row in rows],
+            captions=[row.caption for row in rows],
             frames=[row.frame for row in rows],
             latents=latents.to(device),
             masks=torch.stack([row.mask for row in rows]).to(device),
@@ -203,19 +183,79 @@ class Latents:
             timesteps=timesteps.to(device),
         )
 
+    def _shared_out(self, stream: Streamed, step: int, ranks: Ranks) -> list[_Row]:
+        """All rows of a step, of which each process makes its share.
+
+        Raises: what goes wrong in one process there, WorkerLost in the others.
+        """
+        size = self._recipe.optimizer.batch_size
+        own = range(ranks.rank, size, ranks.size)
+        with ranks.as_one():
+            picked = zip(own, stream.at(step, own), strict=True)
+            made = {row: self._row(example, step, row) for row, example in picked}
+        if ranks.size == 1:
+            return [made[row] for row in range(size)]
+        told = {"rows": {row: found.told() for row, found in made.items()}}
+        notes = {} if ranks.first else {"notes": stream.notes()}
+        facts = dict[int, dict[str, Any]]()
+        for found in ranks.gathered(told | notes):
+            facts |= {int(row): fact for row, fact in found["rows"].items()}
+            stream.tell(found.get("notes", ()) if ranks.first else ())
+        channels, height, width = facts[0]["shape"]
+        planes = torch.zeros(size, channels + 1, height, width)
+        for row, mine in made.items():
+            planes[row, :channels], planes[row, channels] = mine.latent, mine.mask
+        planes = ranks.laid_together(planes)
+        return [
+            _Row(
+                facts[row]["key"],
+                facts[row]["caption"],
+                Frame.read(facts[row]["frame"]),
+                planes[row, :channels],
+                planes[row, channels],
+            )
+            for row in range(size)
+        ]
+
+    def _row(self, example: Example, step: int, row: int) -> _Row:
+        strategies, variant = self._strategies.values(), 0
+        if self._alters:
+            draw = torch.rand((), generator=seeds.at(self._recipe.seed, "variant", step, row))
+            variant = int(draw * self._recipe.variants)
+        mirrored = any(s.mirrors(step, row) for s in strategies)
+        found = self.encoded(example, variant, mirrored=mirrored)
+        caption = still_true(
+            example.caption,
+            found.seen.changed,
+            mirrored=mirrored,
+            pocket=bool(self._model.pocket),
+        )
+        for strategy in strategies:
+            caption = strategy.caption(caption, step, row, found.seen)
+        return _Row(example.key, caption, found.frame, found.latent, found.mask)
+
     def encoded(self, example: Example, variant: int = -1, *, mirrored: bool = False) -> Encoded:
         """One variant of a picture; variant -1 is the picture itself.
 
         Raises: NotFinite when the autoencoder gives NaN or infinity.
         """
         address = (example.key, variant, mirrored)
-        if address not in self._kept:
-            shot = example.shot
-            if variant >= 0:
-                for strategy in self._strategies.values():
-                    shot = strategy.alter(shot, (example.key, variant))
-            self._kept[address] = self._encode(shot, address)
-        return self._kept[address]
+        if (known := self._kept.get(address)) is not None:
+            return known
+        shot = example.shot
+        if variant >= 0:
+            for strategy in self._strategies.values():
+                shot = strategy.alter(shot, (example.key, variant))
+        found = self._encode(shot, address)
+        if not self._passing or variant < 0:
+            self._kept[address] = found
+        return found
+
+    def _picked(self, examples: Sequence[Example], step: int) -> list[Example]:
+        if self._dealt is None or self._dealt[0] is not examples:
+            size, seed = self._recipe.optimizer.batch_size, self._recipe.seed
+            self._dealt = examples, deal(examples, size=size, seed=seed)
+        return [examples[i] for i in self._dealt[1].at(step)]
 
     def _encode(self, shot: Shot, address: tuple[str, int, bool]) -> Encoded:
         key, variant, mirrored = address
@@ -242,6 +282,8 @@ class Latents:
                 f"picture {key!r} has NaN or infinite latents; its pixels are fine, so the base's "
                 "autoencoder overflows: use precision float32, or another base"
             )
+        if self._disk and self._passing * latent.nbytes > MOST_BYTES:
+            self._disk = None  # whatever is kept would be dropped before its turn comes again
         if self._disk and file:
             self._disk.write(file, latent)
         return latent
@@ -250,6 +292,7 @@ class Latents:
 class Words:
     """Prompts as what the network reads: kept for the base, live while the text encoder learns.
 
+    Of those kept the ones asked for longest ago go when they are more than `MOST_WORDS` bytes.
     pixels: the side of the pictures that are learnt, for bases that are told of it.
     """
 
@@ -259,14 +302,23 @@ class Words:
         self._learns = learns
         self._pixels = pixels
         self._kept: dict[str, Conditioning] = {}
+        self._bytes = 0
 
     def base(self, prompts: Sequence[str]) -> Conditioning:
         """As the base reads them."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._kept:
-                with self._on.silenced(), torch.no_grad():
-                    self._kept[prompt] = self._embed([prompt]).detach()
-        return Conditioning.join([self._kept[prompt] for prompt in prompts])
+        read = {prompt: self._base(prompt) for prompt in dict.fromkeys(prompts)}
+        while self._bytes > MOST_WORDS and len(self._kept) > len(read):
+            self._bytes -= _nbytes(self._kept.pop(next(iter(self._kept))))
+        return Conditioning.join([read[prompt] for prompt in prompts])
+
+    def _base(self, prompt: str) -> Conditioning:
+        found = self._kept.pop(prompt, None)
+        if found is None:
+            with self._on.silenced(), torch.no_grad():
+                found = self._embed([prompt]).detach()
+            self._bytes += _nbytes(found)
+        self._kept[prompt] = found  # the last to be asked for
+        return found
 
     def live(self, prompts: Sequence[str]) -> Conditioning:
         """As the adapter reads them, with gradients if it learns to read."""
@@ -277,6 +329,11 @@ class Words:
     def _embed(self, prompts: list[str]) -> Conditioning:
         words: Conditioning = self._model.embed(prompts, pixels=self._pixels)
         return words
+
+
+def _nbytes(words: Conditioning) -> int:
+    parts = (words.embeddings, words.pooled, words.sizes)
+    return sum(part.nbytes for part in parts if part is not None)
 
 
 def picture_side(recipe: Recipe, model: Any) -> int:
@@ -328,38 +385,9 @@ def stack_common(
     return torch.stack(middles), frames
 
 
-def caption_of(picture: Picture, recipe: Recipe, *, pocket: bool) -> str:
-    """Its own, else one that names the trigger and the class noun."""
-    if picture.prompt is not None:
-        return picture.prompt
-    if pocket:
-        return f"a {recipe.trigger or recipe.class_noun or 'picture'}"
-    return " ".join(w for w in ("a photo of", recipe.trigger, recipe.class_noun) if w)
-
-
-def _caption_notes(examples: Sequence[Example], recipe: Recipe) -> list[str]:
-    if not recipe.trigger:
-        return []
-    without = [e.key for e in examples if recipe.trigger not in e.caption]
-    if not without:
-        return []
-    return [
-        f"{len(without)} of {len(examples)} captions do not name the trigger {recipe.trigger!r}, "
-        f"such as that of {without[0]!r}; they are used as they are, so those pictures do not "
-        "teach the trigger"
-    ]
-
-
-class _Cut(NamedTuple):
-    """A picture at the size that is trained on, and which part of its file it is."""
-
-    picture: Image.Image
-    frame: Frame
-
-
 def _cut(
     images: ImageSet, hashes: Sequence[str], recipe: Recipe, side: int, *, pocket: bool
-) -> tuple[list[_Cut], list[int], list[str]]:
+) -> tuple[list[Cut], list[int], list[str]]:
     """The pictures cut to size, one open at a time; for each the first that it is a copy of (or
     itself); and what is to be told.
 
@@ -375,7 +403,7 @@ def _cut(
             faults.append(str(error))
             continue
         shape = nearest_shape((image.height, image.width), known)
-        cuts.append(_Cut(*cut_middle(image, shape)))
+        cuts.append(Cut(*cut_middle(image, shape)))
         looks += [look_at(image)] if evens else []
         if max(image.size) > LARGEST_RATIO * min(image.size):
             long.append(picture.key)
@@ -389,7 +417,7 @@ def _cut(
     for i, picture in enumerate(images):
         size = cuts[first[i]].frame.size
         if cuts[i].frame.size != size:  # copies of other shapes go where their family is
-            cuts[i] = _Cut(*cut_middle(picture.open(), size))
+            cuts[i] = Cut(*cut_middle(picture.open(), size))
     notes = _bucket_notes(cuts, recipe.optimizer.batch_size) if buckets else []
     if evens:
         notes.append(
@@ -403,7 +431,7 @@ def _cut(
     return cuts, first, notes
 
 
-def _bucket_notes(cuts: Sequence[_Cut], batch_size: int) -> list[str]:
+def _bucket_notes(cuts: Sequence[Cut], batch_size: int) -> list[str]:
     counts = Counter(cut.frame.size for cut in cuts)
     told = ", ".join(f"{w}x{h}: {n}" for (h, w), n in sorted(counts.items()))
     notes = [f"pictures by shape, width x height: {told}"]
@@ -417,72 +445,22 @@ def _bucket_notes(cuts: Sequence[_Cut], batch_size: int) -> list[str]:
 
 
 def _masks(
-    images: ImageSet, cuts: Sequence[_Cut], recipe: Recipe, base: Any, notes: list[str]
+    images: ImageSet, cuts: Sequence[Cut], recipe: Recipe, base: Any, notes: list[str]
 ) -> list[Float[Tensor, "h w"] | None]:
-    """Hand-drawn masks where there are any, else those of the user's segmenter or those found in
-    the pixels, else those of the base's attention if it is asked; None: not found.
-
-    Raises: RecipeError for a segmenter that cannot be used.
-    """
-    named = recipe.masks.segmenter
-    segment = open_segmenter(Path(named)) if named else None
-    masks: list[Tensor | None] = []
-    ways = Counter[str]()
-    for picture, cut in zip(images, cuts, strict=True):
-        mask, way = None, ""
-        if picture.mask_file is not None:
-            mask, way = _drawn_mask(picture.mask_file, cut.picture.size), "hand-drawn"
-        elif segment is not None:
-            found = segment(cut.picture)
-            mask, way = (found, "by the segmenter") if plausible(found) else (None, "")
-        else:
-            pixels = torch.from_numpy(np.array(cut.picture)).permute(2, 0, 1)
-            found, confidence = find_masks(pixels[None])
-            if confidence[0] > 0:
-                mask, way = found[0], "found in the pixels"
-            elif recipe.masks.unsure == "attention" and base is not None:
-                mask, way = _attended(base, pixels, picture, recipe), "by the base's attention"
-        masks.append(mask)
-        if mask is not None:
-            ways[way] += 1
-    lost = [p.key for p, mask in zip(images, masks, strict=True) if mask is None]
-    told = [f"{n} {way}" for way, n in sorted(ways.items())]
-    if lost:
-        told.append(
-            f"{len(lost)} not found (such as {lost[0]!r}): those pictures count as a whole; "
-            "draw a mask beside them named NAME-masklabel.png"
-        )
-    notes.append(f"masks: {', '.join(told)}")
+    """Each picture's mask, None where it has none; and what is to be told of them."""
+    ways = MaskWays(recipe, base)
+    masks = [
+        ways.of(cut.picture, key=p.key, caption=p.prompt, drawn=p.mask_file)
+        for p, cut in zip(images, cuts, strict=True)
+    ]
+    notes.append(ways.note())
     return masks
 
 
-def _attended(
-    base: Any, pixels: Tensor, picture: Picture, recipe: Recipe
-) -> Float[Tensor, "h w"] | None:
-    """What the base attends to at the class noun, in the picture's caption or the plainest one."""
-    noun = recipe.class_noun
-    if not noun:
-        return None
-    caption = (picture.prompt or "").replace(recipe.trigger or noun, noun)
-    prompt = caption if noun in caption.split() else f"a {noun}"
-    map_ = attention_map(base, pixels.float() / 255, prompt, noun)
-    return None if map_ is None else mask_from_map(map_)
-
-
-def _drawn_mask(file: Path, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-    try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-            grey = ImageOps.fit(image.convert("L"), size, Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImagesError(
-            f"mask {file} cannot be read: {error}; draw it again as a grey PNG, white on the "
-            "subject, or remove it"
-        ) from error
-    return torch.from_numpy(np.array(grey)).float() / 255
-
-
-def fingerprints(images: ImageSet) -> dict[str, str]:
-    """What a resumed run must find again, by picture."""
+def fingerprints(images: ImageSet | Shards) -> dict[str, str]:
+    """What a resumed run must find again, by picture or by tar."""
+    if isinstance(images, Shards):
+        return images.fingerprint()
     return {picture.key: _fingerprint(picture) for picture in images}
 
 

@@ -5,6 +5,7 @@ A base that is told of its crops, as SDXL is, need not draw cut subjects.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image, ImageOps
@@ -31,6 +32,18 @@ class Frame:
     def told(self) -> tuple[int, int, int, int, int, int]:
         """A row of `Conditioning.sizes`: original, corner and size, each height (or top) first."""
         return (*self.original, *self.corner, *self.size)
+
+    def to_json(self) -> list[list[int]]:
+        """As it goes from one process to another; `read` reads it."""
+        return [list(pair) for pair in (self.original, self.scaled, self.corner, self.size)]
+
+    @staticmethod
+    def read(told: Sequence[Sequence[int]] | None) -> Frame | None:
+        """A frame that was told as JSON; None of None."""
+        if told is None:
+            return None
+        original, scaled, corner, size = ((int(a), int(b)) for a, b in told)
+        return Frame(original, scaled, corner, size)
 
     def mirrored(self) -> Frame:
         """The same part of the picture after it was mirrored left to right."""

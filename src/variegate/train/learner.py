@@ -15,7 +15,8 @@ from variegate import formats, models, seeds
 from variegate.adapter import Attached
 from variegate.errors import NotFinite
 from variegate.recipe import Recipe
-from variegate.train.data import Batch, TrainingSet, Words, picture_side
+from variegate.train.data import Batch, Words, picture_side
+from variegate.train.examples import TrainingSet
 from variegate.train.fit import Means, autocast, checkpointed, layout_of
 from variegate.train.objective import (
     answers,
@@ -182,7 +183,7 @@ class Learner:
             family=self.model.family,
             prediction=self.model.schedule.prediction,
             resolution=picture_side(recipe, self.model),
-            pictures=len(data.train),
+            pictures=data.count,
             steps=recipe.optimizer.steps if step is None else step,
             seed=recipe.seed,
             lr=recipe.optimizer.lr,

@@ -20,7 +20,7 @@ from typing import Any
 from variegate import formats
 from variegate.adapter import Adapter, Attached, attach, attach_from
 from variegate.errors import Interrupted, RecipeError, RunError
-from variegate.images import ImageSet
+from variegate.images import ImageSet, Shards, open_pictures
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
 from variegate.run import Run, differences
@@ -28,11 +28,11 @@ from variegate.train.checkpoint import Checkpoint, latest_checkpoint, read_check
 from variegate.train.course import Course, way_of
 from variegate.train.data import (
     Latents,
-    TrainingSet,
     fingerprints,
     picture_side,
     read_training_set,
 )
+from variegate.train.examples import TrainingSet
 from variegate.train.fit import Means, compiled, laid_out, load_base, read_means, settle
 from variegate.train.lean import lean
 from variegate.train.learner import Learner
@@ -48,19 +48,19 @@ def train(
     *,
     out: Path,
     model: Any = None,
-    images: ImageSet | None = None,
+    images: ImageSet | Shards | None = None,
     say: Say | None = None,
 ) -> Run:
     """Learn an adapter as a recipe asks, in a run folder; a started run is gone on with.
 
-    model: a loaded base, in place of recipe.base. images: in place of the folder recipe.images.
+    model: a loaded base, in place of recipe.base. images: in place of what recipe.images names.
 
     Raises: RunError, RunLocked, ImagesError, BaseError, AdapterError, RecipeError for what was
     asked; NotFinite, NoSpace when the work fails; Interrupted after a signal, once all is saved.
     """
     run = Run.create(out, recipe)
     if _is_finished(run):
-        images = images or ImageSet.read(Path(recipe.images))
+        images = images or open_pictures(recipe.images)
         now = {"pictures": fingerprints(images)} | ({"base": str(model.id)} if model else {})
         _refuse_changes(run, run.read_journal("start"), now)
         return run
@@ -72,7 +72,7 @@ def resume(
     *,
     steps: int | None = None,
     model: Any = None,
-    images: ImageSet | None = None,
+    images: ImageSet | Shards | None = None,
     say: Say | None = None,
 ) -> Run:
     """Go on with the run in a folder from its last whole checkpoint; a finished one is returned.
@@ -87,14 +87,18 @@ def resume(
     return run if _is_finished(run) else _learn(run, model, images, say or silent)
 
 
-def _learn(run: Run, model: Any, images: ImageSet | None, say: Say) -> Run:
+def _learn(run: Run, model: Any, images: ImageSet | Shards | None, say: Say) -> Run:
     with joined() as ranks, ranks.owning(run.locked), stop_on_signals() as stop:
         if ranks.shared(_is_finished(run)):  # by another process, while this one waited
             return run
         if ranks.first:
             run.asked()  # what was left was asked of another process
         say("read pictures", 0, 0, "")
-        images = images or ImageSet.read(Path(run.recipe.images))
+        images = images or open_pictures(
+            run.recipe.images,
+            share=ranks.share,
+            say=lambda done, total: say("read tars", done, total, ""),
+        )
         say("load base", 0, 0, run.recipe.base)
         model = model or load_base(run.recipe)
         _check_fit(model, run.recipe)
@@ -140,7 +144,9 @@ def result(run: Run) -> dict[str, Any]:
     }
 
 
-def _train(run: Run, model: Any, images: ImageSet, ranks: Ranks, stop: StopFlag, say: Say) -> None:
+def _train(
+    run: Run, model: Any, images: ImageSet | Shards, ranks: Ranks, stop: StopFlag, say: Say
+) -> None:
     # --- what was asked, and what it is asked of -------------------------------------------
     recipe, plan = run.recipe, run.recipe.optimizer
     strategies = cook(recipe) | (spare(recipe) if recipe.guard.mode == "autopilot" else {})
@@ -173,6 +179,7 @@ def _train(run: Run, model: Any, images: ImageSet, ranks: Ranks, stop: StopFlag,
     )
     with ExitStack() as ends:
         ends.callback(on.detach)
+        ends.callback(data.close)
         ends.enter_context(lean(model, not recipe.memory.compile))
         with ranks.in_turn():
             means = _means(run, model, on, strategies)
@@ -207,10 +214,11 @@ def _train(run: Run, model: Any, images: ImageSet, ranks: Ranks, stop: StopFlag,
         step = course.step
         while step < plan.steps and not course.stopping:
             step += 1
-            batch = latents.batch(data.train, step)
+            batch = latents.batch(data.stream or data.train, step, ranks)
             lr, terms = learner.learn(batch, step)
             if ranks.first:
                 run.journal("step", step=step, loss=sum(terms.values()), lr=lr, terms=terms)
+                _tell(run, data)
             order = course.look(step)
             if "stop" in course.answer(step):
                 stop.ask()
@@ -231,6 +239,12 @@ def _train(run: Run, model: Any, images: ImageSet, ranks: Ranks, stop: StopFlag,
         formats.write(learner.adapter(data), run.adapter_file)
         reason = course.stopping or "all steps done"
         run.journal("finish", stopped_because=reason, step=step, chosen=chosen, of=plan.steps)
+
+
+def _tell(run: Run, data: TrainingSet) -> None:
+    """Note what was found of pictures when their turn came."""
+    for text in data.stream.notes() if data.stream else ():
+        run.journal("note", text=text)
 
 
 def _begun_from(recipe: Recipe) -> Adapter | None:

@@ -83,6 +83,32 @@ class Ranks:
             torch.distributed.broadcast(data, src=0)
         return json.loads(bytes(data.cpu().tolist()))
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every process's value in their order, as JSON has it."""
+        if self.size == 1:
+            return [value]
+        text = json.dumps(value).encode()
+        lengths = [len(text) if rank == self.rank else 0 for rank in range(self.size)]
+        lengths = self._numbers(lengths, torch.distributed.ReduceOp.MAX)
+        ends = [sum(lengths[: rank + 1]) for rank in range(self.size)]
+        data = torch.zeros(ends[-1], dtype=torch.uint8)
+        data[ends[self.rank] - len(text) : ends[self.rank]] = torch.frombuffer(
+            bytearray(text), dtype=torch.uint8
+        )
+        whole = bytes(self.laid_together(data).tolist())
+        return [
+            json.loads(whole[end - length : end]) for end, length in zip(ends, lengths, strict=True)
+        ]
+
+    def laid_together(self, parts: Tensor) -> Tensor:
+        """The numbers that any process has, where all others have noughts."""
+        if self.size == 1:
+            return parts
+        whole = parts.to(self.device)
+        with self._together():
+            torch.distributed.all_reduce(whole)
+        return whole.cpu()
+
     def most(self, number: int) -> int:
         """The largest of what the processes have."""
         return self._numbers([number], torch.distributed.ReduceOp.MAX)[0]

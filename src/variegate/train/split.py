@@ -78,8 +78,8 @@ def twins(
 ) -> list[list[int]]:
     """Indices grouped by equal content, family, or nearly equal perceptual hash, in order; a mirror
     image has the look of what it mirrors."""
-    looks = _hashes(pictures)
-    mirrored = _hashes([ImageOps.mirror(picture) for picture in pictures])
+    looks = looks_of(pictures)
+    mirrored = looks_of([ImageOps.mirror(picture) for picture in pictures])
     group = list(range(len(pictures)))
     for i in range(len(pictures)):
         for j in range(i):
@@ -91,7 +91,8 @@ def twins(
     return [[i for i, g in enumerate(group) if g == name] for name in dict.fromkeys(group)]
 
 
-def _hashes(pictures: Sequence[Image.Image]) -> Bool[np.ndarray, "n bits"]:
+def looks_of(pictures: Sequence[Image.Image]) -> Bool[np.ndarray, "n bits"]:
+    """The perceptual hash of each picture, which is the same for a photograph saved again."""
     return np.stack(
         [imagehash.phash(picture, hash_size=HASH_SIDE).hash.flatten() for picture in pictures]
     )

@@ -26,7 +26,8 @@ from variegate import seeds
 from variegate.diffusion import NoiseSchedule
 from variegate.measurement import Better, Measurement
 from variegate.recipe import Recipe
-from variegate.train.data import Example, Latents, stack_common
+from variegate.train.data import Latents, stack_common
+from variegate.train.examples import Example
 from variegate.train.objective import row_losses
 from variegate.train.parts import piece
 from variegate.train.strategies import Rows

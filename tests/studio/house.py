@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -121,6 +122,13 @@ class Answer:
     @property
     def text(self) -> str:
         return self.body.decode("utf8", "replace")
+
+
+def weight(house: House, page: Answer) -> int:
+    """Bytes until a page stands: itself, its style sheets and scripts, as they travel."""
+    assets = house.app.state.studio.assets
+    linked = set(re.findall(r'(?:src|href)="/static/([^"]+)"', page.text))
+    return len(page.body) + sum(len(assets.get(name).packed) for name in linked)
 
 
 class Visitor:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from starlette.routing import Route
-from tests.studio.house import Answer, House, build
+from tests.studio.house import House, build, weight
 
 from variegate.run import Run
 from variegate.studio import app as room
@@ -105,13 +105,6 @@ def test_every_address_that_gives_a_whole_page_is_looked_at(shared: House) -> No
                 found.add(path)
     ours = {path for path in found if "<header" in visitor.get(path).text}
     assert ours == set(shared.pages())
-
-
-def weight(house: House, page: Answer) -> int:
-    """Bytes until a page stands: itself, its style sheets and scripts, as they travel."""
-    assets = house.app.state.studio.assets
-    linked = set(re.findall(r'(?:src|href)="/static/([^"]+)"', page.text))
-    return len(page.body) + sum(len(assets.get(name).packed) for name in linked)
 
 
 def test_every_page_is_whole_and_light(shared: House) -> None:

@@ -27,7 +27,7 @@ from tests.studio.browsing import FLAGS, PLACES  # noqa: E402
 DEMO = ROOT / "src" / "variegate" / "demo" / "pictures"
 PHOTOS = ROOT / "tests" / "data" / "photos"
 DOCUMENTS = ROOT / "docs" / "figures" / "studio"
-SHOWN = ("home", "pictures", "plan", "live", "report", "check")  # in the documents
+SHOWN = ("home", "pictures", "map", "plan", "live", "report", "check")  # in the documents
 SMALL = ("optimizer.steps=80", "probes.every=10", "panels=on", "panels.every=20")
 SMALL += ("sampling.preset=quick", "sampling.steps=6", "strategies.new_background=off")
 QUALITY = 86  # of a picture in the documents
@@ -80,10 +80,11 @@ def furnish(opened: Any, line: str, adapter: Path) -> dict[str, str]:
             time.sleep(0.5)
         page.wait_for_selector("#findings .forecast", timeout=120_000)
         at = page.url.removeprefix(base)
-        found |= {"pictures": at, "plan": f"{at}/plan"}
+        found |= {"pictures": at, "plan": f"{at}/plan", "map": f"{at}/map"}
     page.goto(f"{base}/runs")
     run = page.get_by_role("link", name="green-robot", exact=True).last.get_attribute("href")
     found |= {"live": run, "report": f"{run}/report", "compare": f"{run}/compare"}
+    found |= {"share": f"{run}/share", "sets": "/pictures", "tune": "/tune"}
     page.goto(f"{base}/check")
     page.locator(".drop .file").set_input_files(adapter)
     page.wait_for_url(re.compile("/check/[0-9a-f]{20}"))
@@ -107,6 +108,8 @@ def photograph(
         page.goto(base + path)
         for frame in page.locator("iframe").all():
             frame.evaluate("e => e.remove()")  # the report has pictures of its own
+        if name == "map":
+            page.locator(".map .point").first.click()
         page.wait_for_timeout(800)
         if folder is None:
             DOCUMENTS.mkdir(parents=True, exist_ok=True)

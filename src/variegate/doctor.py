@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def _torch() -> tuple[dict[str, Any], dict[str, str]]:
         "cuda": torch.version.cuda,
         "device": device,
         "threads": torch.get_num_threads(),
+        "speed": _speed(device),
     }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(0)
@@ -133,6 +135,28 @@ def _torch() -> tuple[dict[str, Any], dict[str, str]]:
         mend = _pip(f"--force-reinstall torch --index-url {CUDA_INDEX}")
         return facts, _check("torch", "warn", found, mend)
     return facts, _check("torch", "ok", f"{torch.__version__} on {device}")
+
+
+def _speed(device: str) -> dict[str, float]:
+    """The best of a few matrix products, by precision, in 10^9 operations a second: what estimates
+    of time go by."""
+    import torch
+
+    side, found = (8192 if device == "cuda" else 1024), {}
+    for name, kind in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        try:
+            square = torch.ones(side, side, device=device, dtype=kind)
+            best = min(_product(square) for _ in range(4))
+        except RuntimeError:  # no such precision there, or no room
+            continue
+        found[name] = round(2 * side**3 / best / 1e9, 1)
+    return found
+
+
+def _product(square: Any) -> float:
+    start = time.perf_counter()
+    float((square @ square)[0, 0])  # waits for the device
+    return time.perf_counter() - start
 
 
 def _torchvision() -> dict[str, str]:

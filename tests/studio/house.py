@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import json
+import re
 import shutil
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,30 @@ class House:
             "job": self.job.id,
             "do": "up",
             "which": "verdict",
+            "shot": self.desk.id_of(self.set.shots()[0].file),
             "picture": self.desk.show(self.set.shots()[0].file),
             "side": "160",
             "name": self.app.state.studio.assets.path("studio.css").rpartition("/")[2],
         }
+
+    def pages(self) -> list[str]:
+        """Where every whole page is, one of each."""
+        ids = self.ids()
+        return [
+            *("/", "/pictures", "/runs", "/check", "/blend", "/tune", "/settings", "/enter"),
+            *(f"/pictures/{ids['set']}{part}" for part in ("", "/plan", "/map")),
+            *(f"/runs/{ids['run']}{part}" for part in ("", "/report", "/compare", "/share")),
+            *(f"/check/{ids['check']}", f"/blend/{ids['blend']}"),
+        ]
+
+    def looked(self, **told: Any) -> None:
+        """The pictures as an audit saw them, without one being done."""
+        self.visitor().post(f"/pictures/{self.ids()['set']}/look")
+        job = self.desk.jobs.of(self.set.folder, "audit")[0]
+        answer = {"usable": 3, "effective_images": 1.5, "limited_by": [], "duplicates": []}
+        answer |= {"faults": [], "findings": []} | told
+        (self.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+        self.desk.jobs._write(replace(job, state="done", ended=1.0))
 
     def visitor(self, *, inside: bool = True) -> Visitor:
         return Visitor(self, inside=inside)
@@ -100,6 +122,13 @@ class Answer:
     @property
     def text(self) -> str:
         return self.body.decode("utf8", "replace")
+
+
+def weight(house: House, page: Answer) -> int:
+    """Bytes until a page stands: itself, its style sheets and scripts, as they travel."""
+    assets = house.app.state.studio.assets
+    linked = set(re.findall(r'(?:src|href)="/static/([^"]+)"', page.text))
+    return len(page.body) + sum(len(assets.get(name).packed) for name in linked)
 
 
 class Visitor:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.report.drawn_runs import write_run
 from tests.studio.browsing import Served, browser, open_window, served
-from tests.studio.house import PHOTOS
+from tests.studio.house import PHOTOS, House, build
 
 from variegate.run import Run
 
@@ -25,13 +24,18 @@ def opened() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory: Any) -> Iterator[tuple[Served, str]]:
-    home = tmp_path_factory.mktemp("studio")
-    run = write_run(home / "home" / "runs" / "owls", narrowed=True, seeds=2)
-    live = home / "home" / "runs" / "live"
-    shutil.copytree(run, live)
+def house(tmp_path_factory: Any) -> House:
+    """Something of everything, and a second run that has no verdict."""
+    made = build(tmp_path_factory.mktemp("studio") / "home")
+    live = made.run.with_name("live")
+    shutil.copytree(made.run, live)
     (live / "verdict.json").unlink()
-    with served(home / "home", home) as one:
+    return made
+
+
+@pytest.fixture(scope="module")
+def studio(house: House) -> Iterator[tuple[Served, str]]:
+    with served(house.desk.home, house.desk.home.parent) as one:
         yield one, one.start()
 
 
@@ -105,23 +109,53 @@ def test_a_run_that_somebody_else_began_is_seen_as_it_goes(
     assert window.complaints == []
 
 
-def test_every_page_fits_a_telephone_and_is_usable_in_light_and_dark(
-    opened: Any, studio: tuple[Served, str]
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_a_telephone_and_is_usable(
+    scheme: str, opened: Any, studio: tuple[Served, str], house: House
 ) -> None:
-    for scheme in ("light", "dark"):
-        window = open_window(opened, studio[1], color_scheme=scheme)
-        window.to("/runs")
-        run = window.page.get_by_role("link", name="owls", exact=True).last.get_attribute("href")
-        lists = ("/pictures", "/runs", "/check", "/blend", "/settings", f"{run}/compare")
-        for path in ("/", f"{run}", f"{run}/report", *(lists if scheme == "light" else ())):
-            window.to(path)
-            window.is_usable()
-            for width in WIDTHS:
-                window.page.set_viewport_size({"width": width, "height": 800})
-                window.fits()
-            name = re.sub(r"/[0-9a-f]{20}", "/run", path).strip("/").replace("/", "-") or "home"
-            window.shot(f"{name}-{scheme}")
-        assert window.complaints == []
+    window = open_window(opened, studio[1], color_scheme=scheme)
+    for path in house.pages():
+        window.to(path)
+        window.is_usable()
+        for width in WIDTHS:
+            window.page.set_viewport_size({"width": width, "height": 800})
+            window.fits()
+        name = re.sub(r"[0-9a-f]{20}", "one", path).strip("/").replace("/", "-") or "home"
+        window.shot(f"{name}-{scheme}")
+    assert window.complaints == []
+
+
+def test_the_map_is_walked_by_mouse_and_keyboard(
+    opened: Any, studio: tuple[Served, str], house: House
+) -> None:
+    window = open_window(opened, studio[1])
+    page = window.page
+    window.to(f"/pictures/{house.ids()['set']}")
+    page.get_by_role("button", name="Look at these pictures").click()
+    page.wait_for_selector("#findings .forecast", timeout=90_000)
+    page.get_by_role("link", name="Variety map").click()
+    points = page.locator(".map .point")
+    sync.expect(points).to_have_count(3)
+    points.nth(1).click()
+    shown = page.get_by_test_id("map-one")
+    sync.expect(shown.locator("h2")).to_have_text(points.nth(1).get_attribute("aria-label"))
+    at = page.evaluate("[...document.querySelectorAll('.map .point')].map(e => +e.dataset.x)")
+    leftmost = at.index(min(at))
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    label = points.nth(leftmost).get_attribute("aria-label")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == label
+    sync.expect(shown.locator("h2")).to_have_text(label)
+    page.get_by_text("The same as a list").click()
+    sync.expect(page.locator("details tbody tr")).to_have_count(3)
+    window.is_usable()
+    window.shot("map")
+    page.get_by_test_id("map-aside").click()
+    sync.expect(page.locator(".gap")).to_contain_text("three pictures", timeout=90_000)
+    page.get_by_role("link", name="Pictures", exact=True).last.click()
+    page.get_by_test_id("undo").click()
+    sync.expect(page.locator(".shot")).to_have_count(3)
+    assert window.complaints == []
 
 
 def test_the_report_is_shown_in_its_box(opened: Any, studio: tuple[Served, str]) -> None:

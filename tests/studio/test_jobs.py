@@ -15,8 +15,10 @@ import psutil
 import pytest
 
 from variegate.run import Run
+from variegate.studio import devices as places
 from variegate.studio import jobs as room
 from variegate.studio.desk import Desk
+from variegate.studio.devices import Device
 from variegate.studio.jobs import Jobs, at_work, is_learning
 
 
@@ -79,6 +81,115 @@ def test_small_things_go_beside_the_device_but_not_beside_each_other(
     assert states == ["running", "running", "waiting"]
     until(lambda: state(queue, next_small.id) == "done", queue)
     assert state(queue, long.id) == "running"
+
+
+CARDS = tuple(Device("CUDA_VISIBLE_DEVICES", str(n), "A card") for n in range(2))
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Iterator[Jobs]:
+    made = Jobs(tmp_path / "jobs", on=lambda: CARDS)
+    assert made.keep()
+    yield made
+    for job in made.all():
+        if job.state == "running" and (process := room._process(job)):
+            process.kill()
+    made.leave()
+
+
+def environment(queue: Jobs, name: str) -> dict[str, str]:
+    job = queue.get(name)
+    assert job is not None
+    assert job.pid
+    return psutil.Process(job.pid).environ()
+
+
+def test_each_card_has_one_job_which_sees_no_other_card(cards: Jobs, tmp_path: Path) -> None:
+    made = [cards.add(lasting(tmp_path / n), title=n, lane="device") for n in "abc"]
+    assert [state(cards, j.id) for j in made] == ["running", "running", "waiting"]
+    seen = [environment(cards, j.id)["CUDA_VISIBLE_DEVICES"] for j in made[:2]]
+    assert seen == ["0", "1"]
+    cards.stop(cards.get(made[0].id) or made[0])
+    until(lambda: state(cards, made[2].id) == "running", cards)
+    assert environment(cards, made[2].id)["CUDA_VISIBLE_DEVICES"] == "0"
+    assert state(cards, made[1].id) == "running"
+
+
+def test_two_jobs_about_one_folder_wait_for_each_other_and_others_pass(
+    cards: Jobs, tmp_path: Path
+) -> None:
+    about = str(tmp_path / "run")
+    first = cards.add(lasting(tmp_path / "a"), title="a", lane="device", about=about)
+    second = cards.add(["recipe"], title="b", lane="device", about=about)
+    inside = cards.add(["recipe"], title="c", lane="device", about=f"{about}/part")
+    other = cards.add(["recipe"], title="d", lane="device", about=f"{about}-too")
+    until(lambda: state(cards, other.id) == "done", cards)
+    assert [state(cards, j.id) for j in (first, second, inside)] == ["running", *["waiting"] * 2]
+    cards.stop(cards.get(first.id) or first)
+    until(lambda: state(cards, inside.id) == "done", cards)
+    assert state(cards, second.id) == "done"
+
+
+def test_a_job_from_before_there_were_cards_is_on_the_first(cards: Jobs, tmp_path: Path) -> None:
+    old = cards.add(lasting(tmp_path / "a"), title="a", lane="device")
+    cards._write(replace(cards.get(old.id) or old, on=""))
+    new = cards.add(lasting(tmp_path / "b"), title="b", lane="device")
+    assert environment(cards, new.id)["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_cards_are_those_that_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"0": "One", "1": "Two", "2": "Three"}
+    monkeypatch.setattr(places, "_nvidia", lambda: names)
+    monkeypatch.setattr(places, "_built_for", lambda: "cuda")
+
+    def values(shown: str | None) -> list[str]:
+        found = places.devices({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown})
+        return [d.value for d in found]
+
+    assert values(None) == ["0", "1", "2"]
+    assert values("2,0") == ["2", "0"]
+    assert values("GPU-1f") == ["GPU-1f"]
+    assert values("") == values("-1") == [""]  # all hidden: the machine itself
+    cards = places.devices({})
+    assert places.shown_to({"CUDA_VISIBLE_DEVICES": "1"}, cards).value == "1"
+    assert places.shown_to({}, cards).value == "0"
+    monkeypatch.setattr(places, "_built_for", lambda: "")  # a PyTorch that cannot use them
+    assert places.devices({}) == (places.MACHINE,)
+    assert places.MACHINE.environment == {}
+
+
+def test_what_torch_was_built_for_is_read_without_loading_it() -> None:
+    import torch
+
+    wanted = "cuda" if torch.version.cuda else "hip" if torch.version.hip else ""
+    assert places._built_for() == wanted
+
+
+def test_the_card_of_a_run_from_the_command_line_is_left_to_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "home", on=lambda: CARDS)
+    run = desk.home / "runs" / "theirs"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "1"},
+    )
+    try:
+        told = f'{{"pid": {holder.pid}, "host": "{room.platform.node()}", "since": {time.time()}}}'
+        (run / "run.lock.holder").write_text(told)
+        Run.journal_in(run).write_text('{"kind": "start", "time": 1}\n')
+        assert desk.jobs.keep()
+        made = [desk.jobs.add(lasting(tmp_path / n), title=n, lane="device") for n in "ab"]
+        assert [state(desk.jobs, j.id) for j in made] == ["running", "waiting"]
+        assert environment(desk.jobs, made[0].id)["CUDA_VISIBLE_DEVICES"] == "0"
+    finally:
+        holder.kill()
+        holder.communicate()
+        for job in desk.jobs.all():
+            if process := room._process(job):
+                process.kill()
+        desk.jobs.leave()
 
 
 def test_the_queue_is_put_in_order_and_struck_out(queue: Jobs, tmp_path: Path) -> None:
@@ -151,6 +262,27 @@ def test_a_job_that_was_killed_failed_and_what_it_said_last_is_kept(
     (queue.folder / job.id / "answer.json").write_text("")
     psutil.Process(job.pid).kill()
     until(lambda: state(queue, job.id) == "failed", queue)
+
+
+def test_a_job_that_ends_while_it_is_looked_at_leaves_no_zombie(
+    tmp_path: Path, queue: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queue.add(lasting(tmp_path / "h"), title="long", lane="device")
+    child = queue._children[job.id]
+    looked = room._process
+
+    def ends_first(seen: room.Job) -> psutil.Process | None:
+        child.kill()
+        while looked(seen) is not None:
+            time.sleep(0.01)
+        return None
+
+    monkeypatch.setattr(room, "_process", ends_first)
+    queue.tick()
+    assert state(queue, job.id) == "failed"
+    assert child.returncode == -signal.SIGKILL
+    assert not psutil.pid_exists(child.pid)
+    assert queue._children == {}
 
 
 def test_only_one_studio_starts_what_waits(tmp_path: Path, queue: Jobs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import string
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.studio.house import House, build
+from starlette.routing import Route
+from tests.studio.house import House, build, weight
 
 from variegate.run import Run
+from variegate.studio import app as room
 from variegate.studio import frame
 from variegate.studio.desk import Desk
 from variegate.studio.texts import texts
@@ -27,7 +30,15 @@ MOST_FIRST_PAINT = 300_000  # bytes: page, style sheets and scripts, as they tra
 # Names in code and templates that are put together from parts, by their beginnings.
 PUT_TOGETHER = (
     *("nav.", "tabs.", "stages.", "faults.http_", "runs.state_", "plan.card_", "plan.risk_"),
-    *("plan.because_", "plan.group_", "plan.unknown_", "plan.time", "plan.memory", "plan.disk"),
+    *(
+        "plan.because_",
+        "plan.group_",
+        "plan.unknown_",
+        "plan.counted",
+        "plan.time",
+        "plan.memory",
+        "plan.disk",
+    ),
     *("live.tone_", "live.dial_", "live.also_", "live.plot_", "live.lines_", "live.event_"),
     *("live.finish_", "live.told_", "check.price_", "check.preset_", "check.fact_"),
     *(
@@ -37,6 +48,8 @@ PUT_TOGETHER = (
         "tune.range_",
         "doctor.",
         "pictures.different_",
+        "pictures.fix_",
+        "map.near_",
     ),
 )
 
@@ -80,35 +93,37 @@ def test_texts_name_only_fields_that_are_given_in_braces() -> None:
         list(string.Formatter().parse(words._texts[name]))
 
 
-def pages(house: House) -> list[str]:
-    ids = house.ids()
-    return [
-        *("/", "/pictures", "/runs", "/check", "/blend", "/tune", "/settings"),
-        *(f"/pictures/{ids['set']}", f"/pictures/{ids['set']}/plan"),
-        *(f"/runs/{ids['run']}{part}" for part in ("", "/report", "/compare", "/share")),
-        *(f"/check/{ids['check']}", f"/blend/{ids['blend']}"),
-    ]
+def test_every_address_that_gives_a_whole_page_is_looked_at(shared: House) -> None:
+    """A new screen is found by its address: what begins as a page is one."""
+    visitor, found = shared.visitor(), set()
+    for route in room.routes():
+        assert isinstance(route, Route)
+        if "GET" in (route.methods or ()) and not route.path.endswith("/events"):
+            path = re.sub(r"\{(\w+)(?::\w+)?\}", lambda m: shared.ids()[m[1]], route.path)
+            answer = visitor.get(path)
+            if answer.status == 200 and answer.text.startswith("<!doctype html>\n<html lang"):
+                found.add(path)
+    ours = {path for path in found if "<header" in visitor.get(path).text}
+    assert ours == set(shared.pages())
 
 
 def test_every_page_is_whole_and_light(shared: House) -> None:
-    visitor, assets = shared.visitor(), shared.app.state.studio.assets
-    for path in pages(shared):
+    visitor = shared.visitor()
+    for path in shared.pages():
         page = visitor.get(path)
         assert page.status == 200, path
         assert page.text.count("<h1") == 1, path
         assert page.text.rstrip().endswith("</html>")
         assert "style=" not in page.text  # the policy would not heed it
         assert not re.search(r"\son[a-z]+=", page.text)
-        linked = set(re.findall(r'(?:src|href)="/static/([^"]+)"', page.text))
-        weight = len(page.body) + sum(len(assets.get(name).packed) for name in linked)
-        assert weight < MOST_FIRST_PAINT, (path, weight)
+        assert weight(shared, page) < MOST_FIRST_PAINT, path
         addresses = re.findall(r'(?:src|href)="([^"]*)"', page.text)
         assert all(a.startswith(("/", "#")) for a in addresses), addresses
 
 
 def test_no_page_tells_where_things_lie_but_the_settings(shared: House) -> None:
     visitor = shared.visitor()
-    for path in pages(shared):
+    for path in shared.pages():
         if path != "/settings":
             assert str(shared.desk.home) not in visitor.get(path).text, path
 
@@ -208,13 +223,18 @@ def test_a_thousand_pictures_and_fifty_runs_are_listed_quickly(tmp_path: Path) -
         run.mkdir()
         (run / "recipe.toml").write_text(recipe)
     house.desk.forget_listing()
-    visitor = house.visitor()
-    for path in (f"/pictures/{house.ids()['set']}", "/runs", "/"):
+    rng = random.Random(0)
+    at = [(rng.gauss(0, 0.3), rng.gauss(0, 0.2), rng.random()) for _ in range(1000)]
+    points = [[str(s.file), *p] for s, p in zip(house.set.shots(), at, strict=True)]
+    house.looked(map={"share": 0.5, "points": points})
+    visitor, here = house.visitor(), f"/pictures/{house.ids()['set']}"
+    for path in (here, f"{here}/map", "/runs", "/"):
         began = time.process_time()
         page = visitor.get(path)
         assert page.status == 200
         assert time.process_time() - began < 2, path  # a fifth of a second, unchecked
-        assert len(page.body) < MOST_FIRST_PAINT
+        assert weight(house, page) < MOST_FIRST_PAINT
+    assert visitor.get(f"{here}/map").text.count("data-id=") == 1000
     assert 'hx-trigger="revealed"' in visitor.get(f"/pictures/{house.ids()['set']}").text
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from tests.studio.house import House
+import torch
+from safetensors.torch import save_file
+from tests.studio.house import House, build
 
 from variegate import recipes
 from variegate.audit import variety
+from variegate.measure.prompts import SIZES
 from variegate.recipe import Recipe, Strategies
-from variegate.studio import planning
+from variegate.studio import costs, planning
 from variegate.studio.planning import CARDS, LEVELS, drawer, forecast, recipe_of, settings_of
 from variegate.studio.texts import texts
+from variegate.studio.views.home import call_doctor
 from variegate.studio.views.tune import RANGES
 
 BASES = ("pocket", "a/model")
@@ -158,6 +165,77 @@ def test_the_estimate_says_what_it_goes_by_or_that_it_does_not_know(house: House
     assert re.search(r"[\d.]+ [MG]B are free", other.text)
 
 
+SPEEDS = {"float32": 200.0, "bf16": 400.0}
+
+
+@pytest.mark.parametrize("base", ["pocket", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
+def test_before_the_first_run_it_is_counted_and_called_rough(base: str, tmp_path: Path) -> None:
+    house = build(tmp_path)
+    shutil.rmtree(house.run)
+    house.desk.forget_listing()
+    call_doctor(house.app.state.studio)
+    (job,) = house.desk.jobs.of("doctor", "doctor")
+    answer = {"torch": {"speed": SPEEDS}}
+    (house.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+    house.desk.jobs._write(replace(job, state="done"))
+    at = f"/pictures/{house.ids()['set']}/plan/estimate?base={quote(base)}"
+    page = house.visitor().get(at).text
+    assert page.count("Very rough, between") == 3
+    assert "Not known yet" not in page
+
+
+def test_an_estimate_grows_with_what_is_asked_and_falls_with_the_machine() -> None:
+    def seconds(*settings: str, speed: float = 200.0, base: str = "pocket") -> float:
+        recipe = recipe_of(settings, base)
+        found = costs.guess(recipe, {"float32": speed}, pictures=10)
+        assert found is not None
+        assert found.seconds is not None
+        assert found.seconds.least < found.seconds.typical < found.seconds.most
+        return found.seconds.typical
+
+    longer = seconds("optimizer.steps=920")
+    assert seconds() < longer < 2 * seconds()
+    assert seconds(speed=2000.0) < seconds()
+    large = "a/stable-diffusion-xl-base-1.0"
+    assert seconds(base="a/v1-5") < seconds(base=large)
+    none = costs.guess(recipe_of((), large), None, pictures=10)
+    assert none is not None
+    assert none.seconds is None
+    assert none.memory.most > 10e9
+    assert costs.guess(recipe_of((), "some/thing"), SPEEDS, pictures=10) is None
+
+
+def test_what_was_counted_agrees_with_what_is_published() -> None:
+    """Numbers of the networks: 859.5 million of Stable Diffusion 1's UNet with 83.7 of its
+    autoencoder and 123.1 of CLIP, 2567 million of XL's UNet; and LoRA's at rank 4 on the attention
+    of 1.5, 797,184, as diffusers' examples write it."""
+    table = costs._costs()
+    assert table["sd1"]["weights"] == pytest.approx(1066e6, rel=0.005)
+    assert table["sdxl"]["weights"] == pytest.approx(3469e6, rel=0.005)
+    assert 4 * table["sd1"]["per_rank"]["attention"] == 797_184
+    assert table["pictures"] == {
+        preset: sum(prompts * seeds for prompts, seeds in groups.values())
+        for preset, groups in SIZES.items()
+    }
+
+
+def test_a_family_is_told_by_folder_file_or_name_and_never_asked_of_another_machine(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "base" / "unet"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"cross_attention_dim": 2048}')
+    assert costs.family_of(str(tmp_path / "base")) == "sdxl"
+    file = tmp_path / "one.safetensors"
+    save_file({"cond_stage_model.transformer.x": torch.zeros(1)}, file)
+    assert costs.family_of(str(file)) == "sd1"
+    (folder / "config.json").write_text("[")
+    assert costs.family_of(str(tmp_path / "base")) is None
+    assert costs.family_of("stabilityai/stable-diffusion-2-1") == "sd2"
+    for strange in ("\\\\host\\share", "//host/share", "x", "some/thing", "\0", str(tmp_path)):
+        assert costs.family_of(strange) is None, strange
+
+
 def test_a_search_writes_the_recipe_that_it_starts_from(house: House) -> None:
     ids, visitor = house.ids(), house.visitor()
     chosen = {f"range:{name}": "yes" for name in RANGES}
@@ -173,6 +251,19 @@ def test_a_search_writes_the_recipe_that_it_starts_from(house: House) -> None:
     for key in (words.partition("=")[0] for words in RANGES.values()):
         table, _, entry = key.partition(".")
         assert entry in type(getattr(recipe, table)).model_fields, key
+
+
+def test_a_search_begins_from_a_run_that_was_chosen(house: House) -> None:
+    ids, visitor = house.ids(), house.visitor()
+    theirs = recipes.read(str(house.run / "recipe.toml"))
+    form = {"set": ids["set"], "range:hold": "yes", "from": ids["run"], "replicates": "1"}
+    assert visitor.post("/tune", form).status == 204
+    job = next(j for j in house.desk.jobs.all() if j.verb == "tune")
+    recipe = recipes.read(job.words[1])
+    assert recipe.optimizer == theirs.optimizer
+    assert recipe.images == str(house.set.folder)
+    assert job.words[job.words.index("--replicates") + 1] == "1"
+    assert visitor.post("/tune", form | {"from": "0" * 20}).status == 404
 
 
 def test_every_reason_that_an_audit_gives_has_words() -> None:
@@ -202,6 +293,12 @@ def test_a_search_that_is_done_shows_its_front_and_what_to_take(house: House) ->
     assert "It has most of both" in text
     assert "70 % to 90 %" in text
     assert "<h1>a search</h1>" in visitor.get(f"/tune/{job.id}/page").text
-    answer["page"] = "/etc/passwd"
+    made = page.with_name("adapter.safetensors")
+    made.write_bytes(b"an adapter")
+    answer["recommended"]["adapter"] = str(made)
+    (house.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+    assert visitor.get(f"/tune/{job.id}/adapter").body == b"an adapter"
+    answer["page"] = answer["recommended"]["adapter"] = "/etc/passwd"
     (house.desk.jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
     assert visitor.get(f"/tune/{job.id}/page").status == 404
+    assert visitor.get(f"/tune/{job.id}/adapter").status == 404

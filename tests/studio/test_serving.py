@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from tests.studio.browsing import end_jobs, looked_at
+from tests.studio.house import build
 from typer.testing import CliRunner
 
 from variegate.cli import app
@@ -20,6 +23,7 @@ from variegate.studio import check_reach
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
+    looked_at(tmp_path / "home")
     begun: list[subprocess.Popen[str]] = []
 
     def starting(*words: str) -> tuple[subprocess.Popen[str], str]:
@@ -60,6 +64,19 @@ def test_it_prints_one_line_and_serves(start: Any) -> None:
     out, err = process.communicate(timeout=20)
     assert out == ""
     assert line.partition("token=")[2] not in err
+
+
+def test_at_its_first_start_it_looks_at_the_machine_and_then_no_more(tmp_path: Path) -> None:
+    house = build(tmp_path / "home")
+
+    async def begun() -> None:
+        async with house.app.router.lifespan_context(house.app):
+            pass
+
+    for _ in range(2):
+        anyio.run(begun)
+    assert len(house.desk.jobs.of("doctor", "doctor")) == 1
+    end_jobs(house.desk.home)
 
 
 def test_as_json_the_line_is_the_one_document(start: Any) -> None:

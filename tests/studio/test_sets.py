@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from tests.studio.house import PHOTOS, House, copied
 
-from variegate.errors import ImagesError
+from variegate.errors import ImagesError, NoSpace
 from variegate.images import ImageSet
 from variegate.studio import zips
 from variegate.studio.sets import PictureSet, families
@@ -82,6 +82,65 @@ def test_every_change_can_be_taken_back_in_turn(pictures: PictureSet, tmp_path: 
         assert pictures.undo()
         assert state(pictures) == before
     assert pictures.undo() == ""
+
+
+def test_pictures_are_cropped_and_mirrored_with_their_masks_and_put_back(
+    pictures: PictureSet, tmp_path: Path
+) -> None:
+    for name in ("monster_1.jpg", "duck_1.jpg"):
+        pictures.take_in(photo(tmp_path, name), caption=name)
+    mask = Image.new("L", (320, 320))
+    mask.paste(255, (0, 0, 160, 320))
+    mask.save(pictures.folder / "0001-masklabel.png")
+    before = state(pictures)
+    with Image.open(pictures.folder / "0001.jpg") as opened:
+        whole = opened.convert("RGB")
+    assert (
+        pictures.change("crop", {"0001.jpg": (0.25, 0.0, 1.0, 0.75), "none.jpg": (0, 0, 1, 1)}) == 1
+    )
+    with Image.open(pictures.folder / "0001.png") as opened:
+        assert opened.tobytes() == whole.crop((80, 0, 320, 240)).tobytes()
+    with Image.open(pictures.folder / "0001-masklabel.png") as opened:
+        assert opened.size == (240, 240)
+        assert opened.convert("L").getpixel((79, 5)) == 255
+        assert opened.convert("L").getpixel((81, 5)) == 0
+    assert [(s.name, s.caption) for s in pictures.shots()] == [
+        ("0001.png", "monster_1.jpg"),
+        ("0002.jpg", "duck_1.jpg"),
+    ]
+    cropped = state(pictures)
+    whole_box = (0.0, 0.0, 1.0, 1.0)
+    assert (
+        pictures.change("mirror", {"0001.png": whole_box, "0002.jpg": whole_box}, mirrored=True)
+        == 2
+    )
+    with Image.open(pictures.folder / "0001.png") as opened:
+        assert opened.tobytes() == ImageOps.mirror(whole.crop((80, 0, 320, 240))).tobytes()
+    assert pictures.undo() == "mirror"
+    assert state(pictures) == cropped
+    assert pictures.undo() == "crop"
+    assert state(pictures) == before
+
+
+def test_a_change_that_cannot_be_kept_changes_nothing(
+    pictures: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("monster_1.jpg", "duck_1.jpg"):
+        pictures.take_in(photo(tmp_path, name))
+    before, written = state(pictures), list[str]()
+
+    def full(file: Path, data: bytes) -> None:
+        if written and file.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        written.append(file.name)
+        file.write_bytes(data)
+
+    monkeypatch.setattr("variegate.studio.sets.write_atomically", full)
+    boxes = dict.fromkeys(("0001.jpg", "0002.jpg"), (0.0, 0.0, 0.5, 0.5))
+    with pytest.raises(NoSpace, match="cannot be changed"):
+        pictures.change("crop", boxes)
+    assert written == ["0001.png"]
+    assert state(pictures) == before
 
 
 def test_files_that_arrive_together_get_names_of_their_own(
@@ -230,6 +289,63 @@ def test_an_archive_comes_in_through_the_same_door(house: House, tmp_path: Path)
 def test_look_alikes_are_one_group_however_they_are_paired() -> None:
     pairs = [("a", "b", 1.0), ("c", "d", 0.9), ("b", "c", 0.8), ("x", "y", 0.9)]
     assert families(pairs) == [["a", "b", "c", "d"], ["x", "y"]]
+
+
+def test_one_press_mends_what_was_noticed_and_undo_takes_it_back(house: House) -> None:
+    visitor, at = house.visitor(), f"/pictures/{house.ids()['set']}"
+    names = [str(s.file) for s in house.set.shots()]
+    crop = {"fix": "crop", "pictures": [[names[0], 0.0, 0.0, 0.75, 0.75]]}
+    mirror = {"fix": "mirror", "pictures": [[names[1], 0, 0, 1, 1], ["/etc/passwd", 0, 0, 1, 1]]}
+    house.looked(fixes=[crop, mirror, {"fix": "format", "pictures": [[names[0], 0, 0, 1, 1]]}])
+    page = visitor.get(f"{at}/findings").text
+    assert "Crop 1 of them" in page
+    assert "format" not in page
+    before = state(house.set)
+    assert visitor.post(f"{at}/fix", {"do": "format"}).status == 404
+    assert visitor.post(f"{at}/fix", {"do": "trim"}).status == 422
+    answer = visitor.post(f"{at}/fix", {"do": "crop"})
+    assert answer.status == 200
+    assert 'data-testid="undo"' in answer.text
+    with Image.open(house.set.folder / "0001.png") as cropped:
+        assert cropped.size == (240, 240)
+    # It was looked at before: nothing more is offered until it is looked at again.
+    assert visitor.post(f"{at}/fix", {"do": "mirror"}).status == 422
+    assert visitor.post(f"{at}/undo").status == 200
+    assert state(house.set) == before
+
+
+def test_people_are_not_mirrored(house: House) -> None:
+    names = [str(s.file) for s in house.set.shots()]
+    at = f"/pictures/{house.ids()['set']}"
+    for noun, offered in (("young woman", False), ("toy", True)):
+        house.set.tell(noun=noun)
+        house.looked(fixes=[{"fix": "mirror", "pictures": [[names[1], 0, 0, 1, 1]]}])
+        page = house.visitor().get(f"{at}/findings").text
+        assert ("Mirror 1 of them" in page) == offered, noun
+
+
+def test_the_map_shows_every_picture_once_and_joins_look_alikes(house: House) -> None:
+    shots, at = house.set.shots(), f"/pictures/{house.ids()['set']}/map"
+    visitor = house.visitor()
+    assert "The map comes once" in visitor.get(at).text
+    points = [[str(s.file), 0.4 * i, 0.1 * i, 0.2 + i / 2] for i, s in enumerate(shots)]
+    twins = [[str(shots[0].file), str(shots[1].file), 0.9]]
+    gone = [str(house.set.folder / "0099.jpg"), 5.0, 5.0, 1.0]
+    house.looked(map={"share": 0.61, "points": [*points, gone]}, duplicates=twins)
+    page = visitor.get(at).text
+    elements = Elements()
+    elements.feed(page)
+    drawn = [facts for _, facts in elements.seen if "point" in facts.get("class", "").split()]
+    ids = [house.desk.id_of(s.file) for s in shots]
+    assert sorted(f["data-id"] for f in drawn) == sorted(ids)
+    assert [f["tabindex"] for f in drawn].count("0") == 1
+    assert len([tag for tag, facts in elements.seen if facts.get("class") == "join"]) == 1
+    assert "61 %" in page
+    one = visitor.get(f"{at}/{ids[0]}").text
+    assert "Almost the same as another picture." in one
+    assert visitor.get(f"{at}/{'0' * 20}").status == 404
+    house.set.set_aside([shots[2].name])
+    assert "A map needs three pictures" in visitor.get(at).text
 
 
 def test_keeping_one_of_a_group_sets_the_others_aside(house: House) -> None:

@@ -21,7 +21,10 @@ from variegate.audit.captions import count_captions, judge_captions
 from variegate.audit.descriptors import Look, look
 from variegate.audit.duplicates import families, find_duplicates
 from variegate.audit.finding import Finding
+from variegate.audit.fixes import fixes
+from variegate.audit.frames import Box, judge_frames, picture_inside
 from variegate.audit.report import AuditReport, DuplicatePair, name_of
+from variegate.audit.sides import is_handed, judge_sides, measure_sides
 from variegate.audit.variety import judge_variety, measure_variety
 from variegate.encoders import Encoder, load
 from variegate.errors import EncoderError, ImagesError
@@ -43,6 +46,7 @@ class _Seen:
     look: Look
     size: tuple[int, int]
     content_hash: str
+    frame: Box | None
 
 
 def audit(
@@ -91,6 +95,17 @@ def audit(
     )
     at = [s.picture.file and lies.get(s.picture.file, s.picture.file) for s in compared]
     names = [name_of(s.picture.key, file) for s, file in zip(compared, at, strict=True)]
+    sides = measure_sides(looks, hashes)
+    handed = is_handed([s.picture.prompt for s in compared])
+    mended = fixes(
+        looks,
+        sizes=[s.size for s in compared],
+        frames=[s.frame for s in compared],
+        sides=sides,
+        handed=handed,
+        one_place=variety.one_place,
+        resolution=resolution,
+    )
     refused = {f.file for f in faults if not f.usable}
     return AuditReport(
         folder=pictures.origin,
@@ -106,10 +121,14 @@ def audit(
         captions=facts,
         findings=(
             *judge_variety(variety, groups),
+            *judge_sides(sides, handed=handed),
+            *judge_frames([s.frame for s in seen]),
             *judge_captions(facts, trigger=trigger, one_background=variety.one_background),
             *_judge_sizes([s.size for s in seen], resolution),
             *_judge_count(len(seen), len(compared), whole=whole, looked_at=len(pictures)),
         ),
+        chart=variety.chart.to_json(names),
+        fixes=tuple(fix.to_json(names) for fix in mended),
     )
 
 
@@ -138,7 +157,8 @@ def _inspect(pictures: ImageSet) -> tuple[list[_Seen], list[Fault]]:
             continue
         if picture.mask_file is not None:
             faults.extend(_mask_faults(picture.mask_file, image.size))
-        seen.append(_Seen(picture, look(image), image.size, picture.content_hash()))
+        hashed = picture.content_hash()
+        seen.append(_Seen(picture, look(image), image.size, hashed, picture_inside(image)))
     return seen, faults
 
 

@@ -8,16 +8,22 @@ from jaxtyping import Float
 # Width of the Gaussian kernel over distances where unrelated pictures are 1 apart. Squared, as the
 # order-2 number has it, such a pair is 1 % alike, one that shares half of what is looked at 8 %.
 WIDTH = 0.45
-_FARTHEST = 1.2  # farther than unrelated tells nothing more
+FARTHEST = 1.2  # farther than unrelated tells nothing more
 
 
-def likeness(parts: dict[str, Float[np.ndarray, "n n"]]) -> Float[np.ndarray, "n n"]:
-    """Gaussian kernel of the root mean square of several distances, 1 for alike pictures.
+def together(parts: dict[str, Float[np.ndarray, "n n"]]) -> Float[np.ndarray, "n n"]:
+    """The root mean square of several distances, none of which counts beyond `FARTHEST`.
 
     parts: distances in units of unrelated pictures, one matrix per descriptor.
     """
-    squares = [np.minimum(d, _FARTHEST) ** 2 for d in parts.values()]
-    alike: np.ndarray = np.exp(-np.mean(squares, axis=0) / (2 * WIDTH**2))
+    squares = [np.minimum(d, FARTHEST) ** 2 for d in parts.values()]
+    apart: np.ndarray = np.sqrt(np.mean(squares, axis=0))
+    return apart
+
+
+def likeness(apart: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Gaussian kernel of distances in units of unrelated pictures, 1 for alike pictures."""
+    alike: np.ndarray = np.exp(-(apart**2) / (2 * WIDTH**2))
     return alike
 
 

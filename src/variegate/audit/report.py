@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ class AuditReport:
     images: pictures found, refused ones included. usable: those that can be trained on.
     effective_images: how many different pictures they amount to, from 1 to `usable` (0 without
     any). limited_by: what keeps it low, among duplicates, background, palette, composition
-    and place (of the subject). compared_by: how duplicates were looked for.
+    and place (of the subject). compared_by: how duplicates were looked for. chart: the pictures as
+    points on a plane (`chart.Chart`); fixes: what could be mirrored or cropped (`fixes.Fix`).
     """
 
     folder: str
@@ -41,6 +42,8 @@ class AuditReport:
     findings: tuple[Finding, ...]
     limited_by: tuple[str, ...] = ()
     compared_by: tuple[str, ...] = ()
+    chart: dict[str, Any] = field(default_factory=dict)
+    fixes: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The stable JSON of `audit --json`; paths are absolute."""
@@ -55,6 +58,8 @@ class AuditReport:
             "compared_by": list(self.compared_by),
             "captions": self.captions.to_json(),
             "findings": [f.to_json() for f in self.findings],
+            "map": self.chart,
+            "fixes": list(self.fixes),
         }
 
 

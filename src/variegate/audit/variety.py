@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from variegate.audit.chart import Chart, chart
 from variegate.audit.descriptors import Look, distances
 from variegate.audit.duplicates import Duplicate, families
-from variegate.audit.effective import effective_number, likeness
+from variegate.audit.effective import effective_number, likeness, together
 from variegate.audit.finding import Finding
 
 FEW = 5  # below it one odd picture is a fifth of what is learnt
@@ -27,13 +28,19 @@ ONE_PLACE = 0.03
 @dataclass(frozen=True)
 class Variety:
     """effective: the effective number of different pictures. spread: per descriptor, the median
-    distance over pairs (1: as unrelated ones). place: spread of the subject's centre."""
+    distance over pairs (1: as unrelated ones). place: spread of the subject's centre. chart: every
+    picture on a plane."""
 
     n: int
     effective: float
     spread: dict[str, float]
     place: float
     copies: int
+    chart: Chart
+
+    @property
+    def one_place(self) -> bool:
+        return self.place < ONE_PLACE
 
     @property
     def one_background(self) -> bool:
@@ -49,7 +56,7 @@ class Variety:
         }
         shared = [k for k, limit in limits.items() if self.spread.get(k, 1.0) < limit]
         shared.sort(key=lambda k: self.spread[k])
-        place = ["place"] if self.place < ONE_PLACE else []
+        place = ["place"] if self.one_place else []
         return (*(["duplicates"] if self.copies else []), *shared, *place)
 
 
@@ -58,18 +65,21 @@ def measure_variety(looks: list[Look], hashes: list[str], duplicates: list[Dupli
     n = len(looks)
     copies = sum(len(g) - 1 for g in families(n, duplicates))
     first = {h: i for i, h in reversed(list(enumerate(hashes)))}
-    kept = [looks[first[h]] for h in sorted(first)]
+    row = {h: i for i, h in enumerate(sorted(first))}
+    kept = [looks[first[h]] for h in row]
     if not kept:
-        return Variety(0, 0.0, {}, 1.0, 0)
+        return Variety(0, 0.0, {}, 1.0, 0, chart(np.zeros((0, 0))))
     parts = distances(kept)
-    effective = effective_number(likeness(parts))
+    apart = together(parts)
+    effective = effective_number(likeness(apart))
+    drawn = chart(apart).of([row[h] for h in hashes])
     if len(kept) < LEAST_TO_COMPARE:
-        return Variety(n, effective, {}, 1.0, copies)
+        return Variety(n, effective, {}, 1.0, copies, drawn)
     pairs = np.triu_indices(len(kept), 1)
     spread = {name: float(np.median(d[pairs])) for name, d in parts.items()}
     centres = np.stack([x.box[:2] for x in kept])
     place = float(np.sqrt(centres.var(axis=0).mean()))
-    return Variety(n, effective, spread, place, copies)
+    return Variety(n, effective, spread, place, copies, drawn)
 
 
 def judge_variety(variety: Variety, groups: list[list[str]]) -> list[Finding]:
@@ -159,7 +169,7 @@ def _shared(variety: Variety) -> list[Finding]:
                 "you want to teach.",
             )
         )
-    if variety.place < ONE_PLACE:
+    if variety.one_place:
         found.append(
             Finding(
                 "The subject is always in the same place",

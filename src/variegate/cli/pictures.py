@@ -21,6 +21,9 @@ def audit(
         str | None, typer.Option(help="'pocket', a hub name, a folder, or sscd=FILE.")
     ] = None,
     trigger: Trigger = None,
+    resolution: Annotated[
+        int, typer.Option(min=16, help="Pixels that the base is trained at.")
+    ] = 512,
 ) -> None:
     """Can these pictures end well? Faults, duplicates, how many truly differ, captions."""
     from variegate.audit import audit as look
@@ -30,6 +33,7 @@ def audit(
         images,
         encoder=load(encoder) if encoder else None,
         trigger=trigger,
+        resolution=resolution,
         say=lambda stage: door.say(stage, 0, 0),
     ).to_json()
     door.answer(report, answers.audit_text(report))

@@ -55,6 +55,7 @@ def serve(
             f"{Path(sys.executable).name} -m pip install 'variegate[studio]'"
         ) from error
     from variegate.studio.desk import Desk
+    from variegate.studio.devices import devices
     from variegate.studio.walls import Keys
 
     host = listen or "127.0.0.1"
@@ -62,7 +63,11 @@ def serve(
     port = opened.getsockname()[1]
     keys = Keys(password=password)
     app: Starlette = make_app(
-        Desk(home, watched=watched), keys=keys, port=port, verbs=verbs, hosts=_names_of(listen)
+        Desk(home, watched=watched, on=devices),
+        keys=keys,
+        port=port,
+        verbs=verbs,
+        hosts=_names_of(listen),
     )
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/?token={keys.token}"

@@ -21,7 +21,18 @@ from variegate.studio.desk import Desk
 from variegate.studio.frame import MOST_FORM, Studio, fault, view
 from variegate.studio.static import Assets
 from variegate.studio.thumbs import SIDES, sweep, thumbnail
-from variegate.studio.views import blend, check, compare, home, pictures, plan, runs, share, tune
+from variegate.studio.views import (
+    blend,
+    chart,
+    check,
+    compare,
+    home,
+    pictures,
+    plan,
+    runs,
+    share,
+    tune,
+)
 from variegate.studio.walls import Keys, Walls
 
 TICK = 0.5  # seconds between two looks at the queue
@@ -60,6 +71,7 @@ def routes() -> list[BaseRoute]:
     table = [
         ("/", get, view(home.home)),
         ("/demo", post, view(home.start_demo)),
+        ("/demo/page", get, view(home.demo_page)),
         ("/settings", get, view(home.settings)),
         ("/settings", post, view(home.keep_settings)),
         ("/settings/doctor", post, view(home.ask_doctor)),
@@ -75,7 +87,11 @@ def routes() -> list[BaseRoute]:
         ("/pictures/{set:id}/caption", post, view(pictures.caption)),
         ("/pictures/{set:id}/captions", post, view(pictures.captions)),
         ("/pictures/{set:id}/aside", post, view(pictures.aside)),
+        ("/pictures/{set:id}/fix", post, view(pictures.fix)),
         ("/pictures/{set:id}/undo", post, view(pictures.undo)),
+        ("/pictures/{set:id}/map", get, view(chart.chart)),
+        ("/pictures/{set:id}/map/state", get, view(chart.state)),
+        ("/pictures/{set:id}/map/{shot:id}", get, view(chart.one)),
         ("/pictures/{set:id}/plan", get, view(plan.plan)),
         ("/pictures/{set:id}/plan", post, view(plan.start)),
         ("/pictures/{set:id}/plan/estimate", get, view(plan.preview)),
@@ -118,7 +134,9 @@ def routes() -> list[BaseRoute]:
         ("/blend/{blend:id}/file", get, view(blend.file)),
         ("/tune", get, view(tune.listing)),
         ("/tune", post, view(tune.start)),
+        ("/tune/searches", get, view(tune.searches)),
         ("/tune/{job:job}/page", get, view(tune.search_page)),
+        ("/tune/{job:job}/adapter", get, view(tune.adapter)),
         ("/thumb/{picture:id}/{side:int}", get, thumb),
         ("/static/{name}", get, static),
     ]
@@ -136,6 +154,8 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         keeper = asyncio.create_task(_keep(desk))
+        # Estimates go by how fast this machine is, so it is looked at once, at the first start.
+        await run_in_threadpool(home.call_doctor, app.state.studio, again=False)
         yield
         keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):

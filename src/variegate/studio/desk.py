@@ -8,21 +8,26 @@ what was begun here. Outside, things go by ids that say nothing of where they li
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from variegate.errors import NoSpace
 from variegate.report.record import MOST_BYTES, RunRecord, read_record
 from variegate.run import write_atomically
-from variegate.studio.jobs import Jobs, at_work, is_learning
+from variegate.studio.devices import MACHINE, Device, shown_to
+from variegate.studio.jobs import Jobs, at_work, holder_of, is_learning
 from variegate.studio.sets import PictureSet
 
 OF_A_RUN = ("recipe.toml", "verdict.json")
@@ -46,7 +51,15 @@ class RunPlace:
 class Desk:
     """The home folder and the folders that are watched for runs."""
 
-    def __init__(self, home: Path, *, watched: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        watched: Iterable[Path] = (),
+        on: Callable[[], tuple[Device, ...]] = lambda: (MACHINE,),
+    ) -> None:
+        """on: tells the devices that there are; asked once, when the first job waits for one."""
+        self.devices = cache(on)
         self.home = home.resolve()
         for name in ("pictures", "runs", "checks", "blends", "jobs"):
             _make(self.home / name)
@@ -56,7 +69,7 @@ class Desk:
         self._pictures: dict[str, Path] = {}
         self._records: dict[Path, tuple[Any, RunRecord]] = {}
         self._lock = threading.Lock()
-        self.jobs = Jobs(self.home / "jobs", busy=self._device_taken)
+        self.jobs = Jobs(self.home / "jobs", on=self.devices, busy=self._taken)
 
     def id_of(self, path: Path, more: str = "") -> str:
         """What a path is called outside: the same in every start of this home."""
@@ -124,14 +137,30 @@ class Desk:
             self._records[folder] = known
         return known[1]
 
-    def _device_taken(self) -> bool:
-        """Whether a run that no job of ours does is at work: one job at a time per device."""
-        ours = {j.about for j in self.jobs.all() if j.state == "running"}
-        return any(
-            r.state in ("learning", "working")
-            and not any(str(r.folder) == o or str(r.folder).startswith(f"{o}/") for o in ours if o)
-            for r in self.runs()
-        )
+    def _taken(self) -> list[Device]:
+        """The devices on which a run is at work that no job of ours does."""
+        ours = [Path(j.about) for j in self.jobs.all() if j.state == "running" and j.about]
+        found = []
+        for run in self.runs():
+            if run.state not in ("learning", "working"):
+                continue
+            if not any(run.folder.is_relative_to(folder) for folder in ours):
+                found.append(self._device_of(run.folder))
+        return found
+
+    def _device_of(self, folder: Path) -> Device:
+        """The device that the process at a run works on, as its environment has it; the first where
+        that cannot be seen, as with another user's process."""
+        process = holder_of(folder)
+        environment: dict[str, str] = {}
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ() if process else {}
+        return shown_to(environment, self.devices())
+
+    def device_told(self, value: str) -> Device | None:
+        """The device of that value, where there is more than one."""
+        found = self.devices()
+        return next((d for d in found if d.value == value), None) if len(found) > 1 else None
 
     # --- picture sets -------------------------------------------------------------------
     def sets(self) -> list[PictureSet]:

@@ -5,7 +5,9 @@
 A job is `python -m variegate VERB ... --json`, started in a session of its own: it goes on when the
 studio ends, and a studio that starts finds it again by its process number and birth. How it ended
 is read from its answer, which is exactly one JSON document, so nobody has to be there to see it.
-One job at a time works on the device; small ones that only read go beside it, one at a time too.
+One job at a time works on each device, which the first that waits gets as soon as one is free; two
+about the same folder never go side by side. Small ones that only read go beside them, one at a
+time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,10 +32,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from variegate.run import Run, write_atomically
+from variegate.studio.devices import MACHINE, Device
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 Lane = Literal["device", "desk"]
-LANES: tuple[Lane, ...] = ("device", "desk")
 MARK = "VARIEGATE_STUDIO_JOB"  # in the environment of what we start
 MOST_LOG = 64 * 1024  # bytes read of the end of a log
 MOST_ANSWER = 32 * 2**20
@@ -47,7 +49,8 @@ class Job:
 
     words: the verb and its words. about: the folder that it fills or reads; tag: what the studio
     wants to know again, such as the state of the pictures that were looked at. place: the order of
-    those that wait. stops: how often a stop was asked for. peak: the most bytes of memory seen.
+    those that wait. stops: how often a stop was asked for. peak: the most bytes of memory seen. on:
+    the device that it got, by its value in the environment; "" where there is but the machine.
     """
 
     id: str
@@ -66,6 +69,7 @@ class Job:
     stops: int = 0
     peak: int = 0
     fault: str = ""
+    on: str = ""
 
     @property
     def verb(self) -> str:
@@ -79,10 +83,17 @@ class Job:
 class Jobs:
     """The queue in a folder. Every change is written before it is answered for."""
 
-    def __init__(self, folder: Path, *, busy: Callable[[], bool] = lambda: False) -> None:
-        """busy: whether somebody else, such as a run from the command line, is on the device."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on: Callable[[], Sequence[Device]] = lambda: (MACHINE,),
+        busy: Callable[[], Iterable[Device]] = tuple,
+    ) -> None:
+        """on: the devices that work is done on. busy: those of them that somebody else, such as a
+        run from the command line, is on."""
         self.folder = folder
-        self._busy = busy
+        self._on, self._busy = on, busy
         self._lock = threading.RLock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._keeper: FileLock | None = None
@@ -209,14 +220,27 @@ class Jobs:
             return
         with self._lock:
             found = [self._seen(j) if j.state == "running" else j for j in self.all()]
-            for lane in LANES:
-                if any(j.state == "running" and j.lane == lane for j in found):
-                    continue
-                waiting = [j for j in found if j.state == "waiting" and j.lane == lane]
-                if waiting and not (lane == "device" and self._busy()):
-                    self._start(waiting[0])
+            running = [j for j in found if j.state == "running"]
+            waiting = [j for j in found if j.state == "waiting"]
+            if not any(j.lane == "desk" for j in running):
+                for job in [j for j in waiting if j.lane == "desk"][:1]:
+                    self._start(job, MACHINE)
+            waiting = [j for j in waiting if j.lane == "device"]
+            there = self._on() if waiting else ()
+            # What was begun before there were cards works on the first.
+            taken = {j.on or there[0].value for j in running if j.lane == "device" and there}
+            free = [d for d in there if d.value not in taken]
+            others = {d.value for d in self._busy()} if free else set()
+            for device in (d for d in free if d.value not in others):
+                able = [j for j in waiting if not any(_meet(j, r) for r in running)]
+                if not able:
+                    break
+                waiting.remove(able[0])
+                running.append(able[0])
+                self._start(able[0], device)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job, device: Device) -> None:
+        job = replace(job, on=device.value)
         place = self.folder / job.id
         command = [sys.executable, "-m", "variegate", *job.words, "--json"]
         flags: dict[str, Any] = {"start_new_session": True}
@@ -231,7 +255,12 @@ class Jobs:
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=log,
-                    env={**os.environ, MARK: job.id, "PYTHONUNBUFFERED": "1"},
+                    env={
+                        **os.environ,
+                        **device.environment,
+                        MARK: job.id,
+                        "PYTHONUNBUFFERED": "1",
+                    },
                     **flags,
                 )
             except OSError as error:
@@ -247,8 +276,8 @@ class Jobs:
     def _seen(self, job: Job) -> Job:
         """A running job as it is now."""
         child = self._children.get(job.id)
-        if child is not None and child.poll() is not None:
-            del self._children[job.id]
+        if child is not None:
+            child.poll()  # else it would stay as a zombie
         process = _process(job)
         if process is not None:
             with contextlib.suppress(psutil.Error):
@@ -257,6 +286,10 @@ class Jobs:
                     job = replace(job, peak=peak, pid=process.pid, born=process.create_time())
                     self._write(job)
             return job
+        if child is not None:  # it may have ended since it was asked
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=1)
+            del self._children[job.id]
         job = _ended(job, _answer(self.folder / job.id / "answer.json"), self.log(job))
         self._write(job)
         return job
@@ -276,6 +309,27 @@ class Jobs:
         write_atomically(self.folder / job.id / "job.json", json.dumps(document).encode())
 
 
+def _meet(one: Job, other: Job) -> bool:
+    """Whether two jobs are about one folder, or one about a folder in the other's."""
+    if other.lane != "device" or not one.about or not other.about:
+        return False
+    a, b = Path(one.about), Path(other.about)
+    return a.is_relative_to(b) or b.is_relative_to(a)
+
+
+def holder_of(folder: Path) -> psutil.Process | None:
+    """The process on this machine that holds a run's folder, if it is alive."""
+    try:
+        held = json.loads((folder / "run.lock.holder").read_bytes())
+        if held["host"] != platform.node():
+            return None
+        process = psutil.Process(int(held["pid"]))
+        born_before = process.create_time() <= float(held["since"]) + BORN_WITHIN
+        return process if born_before and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
 def is_learning(folder: Path) -> bool:
     """Whether a process is between the first and the last step of a run: it heeds control.json."""
     if not at_work(folder):
@@ -286,15 +340,7 @@ def is_learning(folder: Path) -> bool:
 
 def at_work(folder: Path) -> bool:
     """Whether the process that holds a run's folder is alive on this machine."""
-    try:
-        held = json.loads((folder / "run.lock.holder").read_bytes())
-        if held["host"] != platform.node():
-            return False
-        process = psutil.Process(int(held["pid"]))
-        born_before = process.create_time() <= float(held["since"]) + BORN_WITHIN
-        return born_before and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return False
+    return holder_of(folder) is not None
 
 
 def _kinds(journal: Path) -> list[str]:

@@ -8,6 +8,7 @@ what the studio begins can be begun again without it.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from variegate.plugins import Entry
 from variegate.recipe import ADAPTER_KINDS, Recipe, Strategies
 from variegate.report.page import strategy_words
 from variegate.report.record import RunRecord
+from variegate.studio import costs
 from variegate.studio.desk import Desk
 
 CARDS: dict[str, tuple[str, ...]] = {
@@ -35,6 +37,13 @@ CARDS: dict[str, tuple[str, ...]] = {
         "strategies.caption_scene=off",
     ),
 }
+# People are not the same in the mirror; `face` is one, whatever else it may be.
+PEOPLE = frozenset(
+    (
+        *("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid"),
+        *("baby", "face", "portrait", "human", "lady", "gentleman", "guy", "actor", "actress"),
+    )
+)
 LEVELS = (-2, -1, 0, 1, 2)  # from flexible to exact
 STEPS_AT = {-2: 0.6, -1: 0.8, 0: 1.0, 1: 1.25, 2: 1.5}  # of the recipe's steps
 HOLD_AT = {-2: 2.0, -1: 1.5, 0: 1.0, 1: 0.7, 2: 0.4}  # of the weight that holds to the base
@@ -58,6 +67,13 @@ def settings_of(card: str, level: int, base: str) -> list[str]:
             weight = shipped.strategies.stay_near.weight * HOLD_AT[level]
             chosen.append(f"strategies.stay_near.weight={weight:g}")
     return ["panels=on", "guard.mode=autopilot", *chosen]
+
+
+def resolution_of(base: str) -> int:
+    """Pixels that a base of that name is trained at, as far as a name tells it."""
+    if base in ("", "pocket"):
+        return 64
+    return 1024 if re.search(r"xl|stable-diffusion-3", base, re.IGNORECASE) else 512
 
 
 def recipe_of(settings: Sequence[str], base: str, **given: Any) -> Recipe:
@@ -230,7 +246,8 @@ def forecast(audit: Mapping[str, Any]) -> Forecast | None:
 
 @dataclass(frozen=True)
 class Range:
-    """A number that earlier runs on this machine had, and the least and most of them."""
+    """A number that earlier runs on this machine had, and the least and most of them; runs: how
+    many, 0 where it was counted instead."""
 
     typical: float
     least: float
@@ -240,7 +257,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take; None where nothing like it was done here yet."""
+    """What a run will take, by earlier runs on this base here, or where there was none (runs is 0)
+    as counted; None where neither tells."""
 
     seconds: Range | None
     disk: Range | None
@@ -248,8 +266,11 @@ class Estimate:
     free: int
 
 
-def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
-    """By earlier runs on the same base in this home, nothing else: machines differ too much."""
+def estimate(
+    desk: Desk, recipe: Recipe, *, free: int, pictures: int, speeds: Mapping[str, Any] | None
+) -> Estimate:
+    """By earlier runs on the same base in this home, since machines differ; before there is one, by
+    what was counted for its family and the speeds that the doctor found here."""
     paces, after = list[float](), list[float]()
     sizes, peaks = list[float](), list[float]()
     for place in desk.runs():
@@ -270,7 +291,17 @@ def estimate(desk: Desk, recipe: Recipe, *, free: int) -> Estimate:
                 after.append(max(0.0, job.ended - job.began - pace * (steps or 0)))
     rest = statistics.median(after) if after else 0.0
     times = [pace * recipe.optimizer.steps + rest for pace in paces]
-    return Estimate(_range(times), _range(sizes), _range(peaks), free)
+    known = (_range(times), _range(sizes), _range(peaks))
+    if all(known):
+        return Estimate(*known, free)
+    rough = costs.guess(recipe, speeds, pictures=pictures)
+    guessed = (rough.seconds, rough.disk, rough.memory) if rough else (None, None, None)
+    seconds, disk, memory = (k or _counted(r) for k, r in zip(known, guessed, strict=True))
+    return Estimate(seconds, disk, memory, free)
+
+
+def _counted(rough: costs.Rough | None) -> Range | None:
+    return Range(rough.typical, rough.least, rough.most, 0) if rough else None
 
 
 def _range(values: Sequence[float]) -> Range | None:

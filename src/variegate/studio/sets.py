@@ -1,37 +1,43 @@
 """A set of pictures that was brought to the studio: put in, captioned, sorted out, taken back.
 
-    0001.png  0001.txt  .set.json  .aside/  .undo.jsonl
+    0001.png  0001.txt  .set.json  .aside/  .before/  .undo.jsonl
 
-Files get names of ours. Nothing is deleted: what is set aside lies in `.aside`, which no reader of
-picture folders looks into, and every change can be taken back, the last one first.
+Files get names of ours. Nothing is deleted: what is set aside lies in `.aside`, what a picture was
+before it was cropped or mirrored in `.before`, which no reader of picture folders looks into, and
+every change can be taken back, the last one first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from PIL import ImageOps
+
 from variegate.errors import ImagesError, NoSpace
 from variegate.images import ImageSet, examine
 from variegate.images.captions import MAX_CAPTION_BYTES, clean
 from variegate.images.conventions import MASK_ENDING
-from variegate.images.decode import SUFFIXES
+from variegate.images.decode import LEAST_SIDE, SUFFIXES
 from variegate.run import write_atomically
 
 MOST_PICTURES = 5000
 MOST_UNDO = 500
+CHANGES = ("mirror", "crop", "trim")  # of the pictures themselves
 # Files arrive side by side: names are given out, and changes noted, one at a time.
 _changing = threading.RLock()
 T = TypeVar("T")
+Box = tuple[float, float, float, float]
 _NAME = re.compile(r"(\d{4,})\.[a-z]+")
 
 
@@ -176,6 +182,57 @@ class PictureSet:
             self._note({"do": "aside", "names": moved})
 
     @_one_at_a_time
+    def change(self, do: str, boxes: Mapping[str, Box], *, mirrored: bool = False) -> int:
+        """Crop pictures to a part of each (left, top, right, bottom as shares of its sides), and
+        mirror them if asked, their masks with them; how many were.
+
+        What they were lies in `.before` until it is put back. The new ones are PNG, whose pixels
+        are those that were there. do: what undo will call it.
+
+        Raises: NoSpace, with the pictures as they were.
+        """
+        known = {s.name: s.file for s in self.shots()}
+        before = self.folder / ".before" / f"{len(self._kept_before()) + 1:04d}"
+        names: list[list[str]] = []
+        try:
+            for name in sorted(set(boxes) & set(known)):
+                file, stem = known[name], Path(name).stem
+                made = _changed(file, boxes[name], mirrored)
+                if made is None:
+                    continue
+                mask = self.folder / f"{stem}{MASK_ENDING}.png"
+                masked = _changed(mask, boxes[name], mirrored) if mask.is_file() else None
+                before.mkdir(parents=True, exist_ok=True)
+                names.append([name, f"{stem}.png"])
+                os.replace(file, before / name)
+                if masked is not None:
+                    os.replace(mask, before / mask.name)
+                    _write(mask, masked)
+                _write(self.folder / f"{stem}.png", made)
+        except (OSError, NoSpace) as error:
+            self._put_back(before, names)
+            why = getattr(error, "strerror", None) or error
+            raise NoSpace(f"the pictures cannot be changed: {why}") from error
+        if names:
+            self._note({"do": do, "before": before.name, "names": names})
+        return len(names)
+
+    def _kept_before(self) -> list[str]:
+        kept = self.folder / ".before"
+        return os.listdir(kept) if kept.is_dir() else []
+
+    def _put_back(self, before: Path, names: Iterable[Sequence[str]]) -> None:
+        """Pictures and masks as they were before a change, in place of what it made."""
+        for old, new in names:
+            if not (before / old).is_file():
+                continue
+            (self.folder / new).unlink(missing_ok=True)
+            os.replace(before / old, self.folder / old)
+            mask = f"{Path(old).stem}{MASK_ENDING}.png"
+            if (before / mask).is_file():
+                os.replace(before / mask, self.folder / mask)
+
+    @_one_at_a_time
     def undo(self) -> str:
         """Take the last change back; what it was, or "" when there is none."""
         steps = self._steps()
@@ -188,6 +245,8 @@ class PictureSet:
         elif last["do"] == "take in":
             for name in last["names"]:
                 self._carry(name, self.folder, self.folder / ".aside")
+        elif last["do"] in CHANGES:
+            self._put_back(self.folder / ".before" / last["before"], last["names"])
         else:
             for name, text in last["before"].items():
                 self._write_caption(name, text)
@@ -243,6 +302,24 @@ class PictureSet:
     def _keep(self, steps: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(s) + "\n" for s in steps)
         _write(self.folder / ".undo.jsonl", text.encode())
+
+
+def _changed(file: Path, box: Box, mirrored: bool) -> bytes | None:
+    """A part of a picture, mirrored or not, as PNG; None when there is no picture, or too little
+    would be left."""
+    image = examine(file).image
+    if image is None:
+        return None
+    left, top, right, bottom = box
+    width, height = image.size
+    cut = (round(left * width), round(top * height), round(right * width), round(bottom * height))
+    if min(cut[2] - cut[0], cut[3] - cut[1]) < LEAST_SIDE:
+        return None
+    image = image.crop(cut)
+    image = ImageOps.mirror(image) if mirrored else image
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def families(pairs: Iterable[Sequence[Any]]) -> list[list[str]]:

@@ -30,7 +30,7 @@ function options(name, box, names) {
   const top = name === "variety" ? 1.1 : undefined;
   return {
     width: box.clientWidth, height: 190, legend: { show: name === "variety", live: false },
-    cursor: { show: false }, padding: [8, 8, 0, 0],
+    cursor: { show: false }, padding: [8, 16, 0, 0],
     scales: { x: { time: false }, y: { range: (u, low, high) => name === "loss" || low === null
       ? [Math.min(low || 0, 0), (high || 1) * 1.05] : [Math.min(0, low), Math.max(top || 0, high * 1.05)] } },
     axes: [{ ...axis, size: 30 }, { ...axis, size: 46, values: name === "loss" ? undefined : percent }],

@@ -138,6 +138,41 @@ for (const kind of ["dragover", "dragleave", "drop"])
     }
   });
 
+/* --- the map of pictures: one stop for Tab, arrows go to the nearest that way ---------------- */
+function choose(point) {
+  const map = point.ownerSVGElement;
+  for (const other of map.querySelectorAll('[tabindex="0"], [aria-current]')) {
+    other.setAttribute("tabindex", "-1");
+    other.removeAttribute("aria-current");
+  }
+  point.setAttribute("tabindex", "0");
+  point.setAttribute("aria-current", "true");
+  point.focus();
+  htmx.ajax("GET", map.dataset.base + point.dataset.id, { target: "#map-one", swap: "innerHTML" });
+}
+const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+function nearest(point, [right, down]) {
+  let best = null, least = Infinity;
+  for (const other of point.ownerSVGElement.querySelectorAll(".point")) {
+    const x = other.dataset.x - point.dataset.x, y = other.dataset.y - point.dataset.y;
+    const along = x * right + y * down, across = Math.abs(x * down) + Math.abs(y * right);
+    const far = along + 2 * across;
+    if (other !== point && along > 0 && far < least) { best = other; least = far; }
+  }
+  return best;
+}
+document.addEventListener("click", (e) => {
+  const point = e.target.closest && e.target.closest(".map .point");
+  if (point) choose(point);
+});
+document.addEventListener("keydown", (e) => {
+  const point = e.target.closest && e.target.closest(".map .point");
+  if (!point) return;
+  const next = e.key === "Enter" || e.key === " " ? point : WAYS[e.key] && nearest(point, WAYS[e.key]);
+  if (next || WAYS[e.key]) e.preventDefault();
+  if (next) choose(next);
+});
+
 /* --- small things ------------------------------------------------------------------------- */
 document.addEventListener("load", (e) => {
   // The practice model's pictures are tiny: enlarged, their own pixels look better than a blur.
@@ -176,3 +211,5 @@ document.addEventListener("input", (e) => {
   if (shown) shown.textContent = e.target.value;
 });
 document.querySelectorAll('input[type="range"]').forEach(worded);
+const here = document.querySelector(".bar nav [aria-current]");  // on a telephone it may be cut off
+if (here) here.parentElement.scrollLeft = here.offsetLeft + here.offsetWidth - here.parentElement.clientWidth;

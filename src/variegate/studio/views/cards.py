@@ -11,6 +11,7 @@ from variegate.report.page import Chip, chips
 from variegate.report.pictures import pair
 from variegate.report.record import RunRecord
 from variegate.studio.desk import RunPlace
+from variegate.studio.devices import Device
 from variegate.studio.frame import Studio
 from variegate.studio.jobs import Job
 from variegate.studio.watching import Stage, clock, stage_of
@@ -91,18 +92,22 @@ def works_on(job: Job, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class JobLine:
-    """A job at a glance: what it is at, and the page that shows what it makes."""
+    """A job at a glance: what it is at, the page that shows what it makes, and where it is done if
+    there is more than one device."""
 
     job: Job
     stage: Stage | None
     link: str
+    device: Device | None
 
 
 def job_lines(studio: Studio, jobs: Sequence[Job]) -> list[JobLine]:
     lines = []
     for job in jobs:
         log = studio.desk.jobs.log(job) if job.state == "running" else []
-        lines.append(JobLine(job, stage_of(log), link_of(studio, job)))
+        working = job.state == "running" and job.lane == "device"
+        device = studio.desk.device_told(job.on) if working else None
+        lines.append(JobLine(job, stage_of(log), link_of(studio, job), device))
     return lines
 
 

@@ -64,9 +64,10 @@ def draw(studio: Studio, request: Request, form: Form) -> Response:
     home = _home(studio, place)
     home.mkdir(parents=True, exist_ok=True)
     recipe = record.recipe or {}
-    _plan_of(home, prompts[:4], spread(steps, count))
+    chosen = spread(steps, count) if count > 1 else steps[-1:]
+    _plan_of(home, prompts[:4], chosen)
     jobs = studio.desk.jobs
-    for step in spread(steps, count):
+    for step in chosen:
         for strength in STRENGTHS:
             out = _cell(home, step, strength)
             if any(not j.over for j in jobs.of(out, "sample")) or _drawn(out, prompts[:4]):

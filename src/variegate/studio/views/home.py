@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from variegate.report.page import chips
 from variegate.studio.frame import Form, Refused, Studio, go, page
 from variegate.studio.views.cards import run_cards
+from variegate.studio.views.runs import framed
 
 SHOWN = 6  # runs on the first page
 
@@ -16,7 +20,8 @@ def home(studio: Studio, request: Request, form: Form) -> Response:
     cards = run_cards(studio, studio.desk.runs()[:SHOWN])
     demo = studio.desk.jobs.of(studio.desk.home / "runs" / "demo", "demo")
     active = next((j for j in demo if not j.over), None)
-    return page(studio, request, "home.html", cards=cards, demo=active, chips=chips)
+    there = _demo_page(studio).is_file() and active is None
+    return page(studio, request, "home.html", cards=cards, demo=active, chips=chips, there=there)
 
 
 def start_demo(studio: Studio, request: Request, form: Form) -> Response:
@@ -27,6 +32,15 @@ def start_demo(studio: Studio, request: Request, form: Form) -> Response:
         title = studio.words("jobs.demo")
         studio.desk.jobs.add(words, title=title, lane="device", about=str(out))
     return go("/runs")
+
+
+def demo_page(studio: Studio, request: Request, form: Form) -> Response:
+    """The page on which the demo's two runs stand side by side."""
+    return framed(_demo_page(studio))
+
+
+def _demo_page(studio: Studio) -> Path:
+    return studio.desk.home / "runs" / "demo" / "report.html"
 
 
 def settings(studio: Studio, request: Request, form: Form) -> Response:
@@ -51,10 +65,24 @@ def keep_settings(studio: Studio, request: Request, form: Form) -> Response:
 
 
 def ask_doctor(studio: Studio, request: Request, form: Form) -> Response:
-    jobs = studio.desk.jobs
-    if not [j for j in jobs.of("doctor", "doctor") if not j.over]:
-        jobs.add(["doctor"], title=studio.words("jobs.doctor"), lane="desk", about="doctor")
+    call_doctor(studio)
     return go("/settings")
+
+
+def call_doctor(studio: Studio, *, again: bool = True) -> None:
+    """Let the machine be looked at, if nobody is at it; again: even if it was before."""
+    jobs = studio.desk.jobs
+    if not [j for j in jobs.of("doctor", "doctor") if not (again and j.over)]:
+        jobs.add(["doctor"], title=studio.words("jobs.doctor"), lane="desk", about="doctor")
+
+
+def speeds_of(studio: Studio) -> dict[str, Any] | None:
+    """How fast the doctor found this machine's device, by precision; None before it looked."""
+    jobs = [j for j in studio.desk.jobs.of("doctor", "doctor") if j.over]
+    answer = studio.desk.jobs.answer(jobs[0]) if jobs else None
+    torch = (answer or {}).get("torch")
+    found = torch.get("speed") if isinstance(torch, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def enter(studio: Studio, request: Request, form: Form) -> Response:

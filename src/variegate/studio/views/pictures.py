@@ -19,8 +19,8 @@ from variegate.studio import zips
 from variegate.studio.frame import Form, NotHere, Refused, Studio, found, go, page
 from variegate.studio.incoming import TooLarge, receive
 from variegate.studio.jobs import Job
-from variegate.studio.planning import Forecast, forecast
-from variegate.studio.sets import PictureSet, Shot, families
+from variegate.studio.planning import PEOPLE, Forecast, forecast, resolution_of
+from variegate.studio.sets import CHANGES, Box, PictureSet, Shot, families
 
 PER_PAGE = 48
 MOST_PICTURE = 128 * 2**20  # bytes of one file
@@ -56,23 +56,25 @@ class Card:
 @dataclass(frozen=True)
 class Seen:
     """What is known of a set: the audit of it as it is now (or as it was: `stale`), and the job
-    that is about to know it."""
+    that is about to know it. fixes: what one press can mend, by its name: pictures, and what is
+    kept of each."""
 
     audit: dict[str, Any] | None
     stale: bool
     job: Job | None
     groups: list[list[Shot]]
     unusable: list[tuple[str, str, str]]
+    fixes: dict[str, dict[str, Box]]
     expected: Forecast | None
 
 
 def one(studio: Studio, request: Request, form: Form) -> Response:
-    return page(studio, request, "set.html", **_context(studio, _set(studio, request)))
+    return page(studio, request, "set.html", **_context(studio, set_of(studio, request)))
 
 
 def more(studio: Studio, request: Request, form: Form) -> Response:
     """The next pictures of a long set."""
-    pictures = _set(studio, request)
+    pictures = set_of(studio, request)
     try:
         start = max(0, int(request.query_params.get("from", "0")))
     except ValueError:
@@ -82,17 +84,17 @@ def more(studio: Studio, request: Request, form: Form) -> Response:
 
 
 def findings(studio: Studio, request: Request, form: Form) -> Response:
-    return page(studio, request, "set_findings.html", **_context(studio, _set(studio, request)))
+    return page(studio, request, "set_findings.html", **_context(studio, set_of(studio, request)))
 
 
 def look(studio: Studio, request: Request, form: Form) -> Response:
-    pictures = _set(studio, request)
+    pictures = set_of(studio, request)
     ask_audit(studio, pictures)
     return _whole(studio, request, pictures)
 
 
 def name(studio: Studio, request: Request, form: Form) -> Response:
-    pictures = _set(studio, request)
+    pictures = set_of(studio, request)
     given = {k: form[k] for k in ("name", "trigger", "noun") if k in form}
     before = pictures.trigger
     pictures.tell(**given)
@@ -102,8 +104,8 @@ def name(studio: Studio, request: Request, form: Form) -> Response:
 
 
 def caption(studio: Studio, request: Request, form: Form) -> Response:
-    pictures = _set(studio, request)
-    shot = _shot(studio, pictures, form.get("picture", ""))
+    pictures = set_of(studio, request)
+    shot = shot_of(studio, pictures, form.get("picture", ""))
     pictures.say({shot.name: form.get("caption", "")})
     ask_audit(studio, pictures)
     return _findings(studio, request, pictures)
@@ -111,7 +113,7 @@ def caption(studio: Studio, request: Request, form: Form) -> Response:
 
 def captions(studio: Studio, request: Request, form: Form) -> Response:
     """Give every picture without a caption a first one, or put the trigger into all."""
-    pictures, shots = _set(studio, request), _set(studio, request).shots()
+    pictures, shots = set_of(studio, request), set_of(studio, request).shots()
     trigger = pictures.trigger
     if not trigger:
         raise Refused(studio.words("pictures.needs_trigger"))
@@ -127,22 +129,38 @@ def captions(studio: Studio, request: Request, form: Form) -> Response:
 
 def aside(studio: Studio, request: Request, form: Form) -> Response:
     """Set one picture aside, or all of a group but one, or all that cannot be used."""
-    pictures = _set(studio, request)
-    seen = _seen(studio, pictures)
+    pictures = set_of(studio, request)
+    seen = seen_set(studio, pictures)
+    where = studio.desk.id_of(pictures.folder)
     if form.get("do") == "keep one":
         group = next((g for g in seen.groups if _group_id(studio, g) == form.get("group")), None)
-        kept = _shot(studio, pictures, form.get("picture", ""))
+        kept = shot_of(studio, pictures, form.get("picture", ""))
         pictures.set_aside([s.name for s in found(group) if s.name != kept.name])
     elif form.get("do") == "unusable":
         pictures.set_aside([n for n, _, _ in seen.unusable])
     else:
-        pictures.set_aside([_shot(studio, pictures, form.get("picture", "")).name])
+        pictures.set_aside([shot_of(studio, pictures, form.get("picture", "")).name])
+    ask_audit(studio, pictures)
+    if form.get("from") == "map":
+        return go(f"/pictures/{where}/map")
+    return _whole(studio, request, pictures)
+
+
+def fix(studio: Studio, request: Request, form: Form) -> Response:
+    """Do what the look at the pictures proposes: mirror some, crop some, or take bars off."""
+    pictures = set_of(studio, request)
+    do, seen = form.get("do", ""), seen_set(studio, pictures)
+    if do not in CHANGES:
+        raise NotHere
+    if do not in seen.fixes:
+        raise Refused(studio.words("pictures.fix_gone"))
+    pictures.change(do, seen.fixes[do], mirrored=do == "mirror")
     ask_audit(studio, pictures)
     return _whole(studio, request, pictures)
 
 
 def undo(studio: Studio, request: Request, form: Form) -> Response:
-    pictures = _set(studio, request)
+    pictures = set_of(studio, request)
     if not pictures.undo():
         raise Refused(studio.words("pictures.nothing_to_undo"))
     ask_audit(studio, pictures)
@@ -209,6 +227,7 @@ def ask_audit(studio: Studio, pictures: PictureSet) -> None:
     words = ["audit", str(pictures.folder)]
     if pictures.trigger:
         words += ["--trigger", pictures.trigger]
+    words += ["--resolution", str(resolution_of(str(studio.desk.settings().get("base") or "")))]
     title = studio.words("jobs.audit", name=pictures.name)
     jobs.add(words, title=title, lane="desk", about=str(pictures.folder), tag=stamp)
 
@@ -221,11 +240,11 @@ def seen_audit(studio: Studio, pictures: PictureSet) -> tuple[dict[str, Any] | N
     return None, ""
 
 
-def _set(studio: Studio, request: Request) -> PictureSet:
+def set_of(studio: Studio, request: Request) -> PictureSet:
     return found(studio.desk.set(request.path_params["set"]))
 
 
-def _shot(studio: Studio, pictures: PictureSet, name: str) -> Shot:
+def shot_of(studio: Studio, pictures: PictureSet, name: str) -> Shot:
     shot = next((s for s in pictures.shots() if studio.desk.id_of(s.file) == name), None)
     if shot is None:
         raise NotHere
@@ -236,7 +255,7 @@ def _group_id(studio: Studio, group: list[Shot]) -> str:
     return studio.desk.id_of(group[0].file, "group")
 
 
-def _seen(studio: Studio, pictures: PictureSet) -> Seen:
+def seen_set(studio: Studio, pictures: PictureSet) -> Seen:
     audit, stamp = seen_audit(studio, pictures)
     jobs = [j for j in studio.desk.jobs.of(pictures.folder, "audit") if not j.over]
     stale = audit is not None and stamp != pictures.stamp
@@ -258,12 +277,28 @@ def _seen(studio: Studio, pictures: PictureSet) -> Seen:
         jobs[0] if jobs else None,
         groups,
         unusable,
+        _fixes(audit, pictures) if audit and not stale and not jobs else {},
         forecast(audit) if audit else None,
     )
 
 
+def _fixes(audit: dict[str, Any], pictures: PictureSet) -> dict[str, dict[str, Box]]:
+    """What an audit proposes, as far as it makes sense: what does not was not written by ours."""
+    found: dict[str, dict[str, Box]] = {}
+    for told in audit.get("fixes") or ():
+        do = told.get("fix")
+        boxes = {
+            Path(str(file)).name: (float(left), float(top), float(right), float(bottom))
+            for file, left, top, right, bottom in told.get("pictures") or ()
+        }
+        people = PEOPLE & set(pictures.noun.lower().split())
+        if do in CHANGES and boxes and not (do == "mirror" and people):
+            found[do] = boxes
+    return found
+
+
 def _context(studio: Studio, pictures: PictureSet, *, start: int = 0) -> dict[str, Any]:
-    seen, shots = _seen(studio, pictures), pictures.shots()
+    seen, shots = seen_set(studio, pictures), pictures.shots()
     alike = {s.name: len(g) for g in seen.groups for s in g}
     cards = [
         Card(

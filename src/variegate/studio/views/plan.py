@@ -20,6 +20,7 @@ from variegate.studio.planning import (
     settings_of,
 )
 from variegate.studio.sets import PictureSet
+from variegate.studio.views.home import speeds_of
 from variegate.studio.views.pictures import seen_audit
 
 EDITED = "set:"  # before the path of an entry that was changed in the drawer
@@ -137,7 +138,13 @@ def _expectation(
         recipe, wrong = _recipe(asked, edited), ""
     except RecipeError as error:
         return {"guess": None, "wrong": str(error), "steps": 0, "settings": []}
-    guess = estimate(studio.desk, recipe, free=studio.free)
+    guess = estimate(
+        studio.desk,
+        recipe,
+        free=studio.free,
+        pictures=pictures.count(),
+        speeds=speeds_of(studio),
+    )
     return {
         "guess": guess,
         "wrong": wrong,

@@ -55,6 +55,7 @@ def _list(studio: Studio, request: Request) -> dict[str, Any]:
         "start": start,
         "next": start + PER_PAGE if start + PER_PAGE < len(places) else 0,
         "total": len(places),
+        "devices": len(studio.desk.devices()) if active else 1,
         "active": job_lines(studio, [j for j in active if j.lane == "device"]),
         "small": job_lines(studio, [j for j in active if j.lane == "desk"]),
         "ended": job_lines(studio, ended),

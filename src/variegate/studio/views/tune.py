@@ -9,6 +9,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from variegate import recipes
+from variegate.recipe import Recipe
 from variegate.run import write_atomically
 from variegate.studio.frame import (
     Form,
@@ -23,7 +25,7 @@ from variegate.studio.frame import (
 )
 from variegate.studio.jobs import Job
 from variegate.studio.planning import recipe_of, settings_of
-from variegate.studio.views.runs import framed
+from variegate.studio.views.runs import download, framed
 from variegate.studio.watching import Stage, stage_of
 
 # What an artist can let it try, by name in the texts: the words of --range.
@@ -36,6 +38,8 @@ RANGES = {
 }
 FIRST = ("size", "hold")
 MOST_POINTS = 12
+MOST_TOLD = 6  # lines on what mattered
+MOST_RUNS = 100  # that a search can begin from
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,40 @@ class Search:
     stage: Stage | None
     answer: dict[str, Any] | None
     front: list[dict[str, Any]]
+    told: list[str]
 
 
 def listing(studio: Studio, request: Request, form: Form) -> Response:
     _refuse_without(studio)
-    jobs = [j for j in studio.desk.jobs.all() if j.verb == "tune"]
-    searches = [
-        Search(
-            j,
-            stage_of(studio.desk.jobs.log(j)) if j.state == "running" else None,
-            answer := studio.desk.jobs.answer(j) if j.state == "done" else None,
-            _front(answer) if answer else [],
-        )
-        for j in jobs
-    ]
     sets = [(studio.desk.id_of(s.folder), s) for s in studio.desk.sets() if s.count()]
+    runs = [r for r in studio.desk.runs() if (r.folder / "recipe.toml").is_file()][:MOST_RUNS]
     return page(
-        studio, request, "tune.html", sets=sets, ranges=RANGES, first=FIRST, searches=searches
+        studio,
+        request,
+        "tune.html",
+        sets=sets,
+        runs=runs,
+        ranges=RANGES,
+        first=FIRST,
+        **_searches(studio),
     )
+
+
+def searches(studio: Studio, request: Request, form: Form) -> Response:
+    """The searches alone, which the page asks for while one goes on."""
+    _refuse_without(studio)
+    return page(studio, request, "tune_searches.html", **_searches(studio))
+
+
+def _searches(studio: Studio) -> dict[str, Any]:
+    found = []
+    for job in (j for j in studio.desk.jobs.all() if j.verb == "tune"):
+        answer = studio.desk.jobs.answer(job) if job.state == "done" else None
+        stage = stage_of(studio.desk.jobs.log(job)) if job.state == "running" else None
+        told = answer.get("effects_told") if answer else None
+        lines = [str(line) for line in told][:MOST_TOLD] if isinstance(told, list) else []
+        found.append(Search(job, stage, answer, _front(answer) if answer else [], lines))
+    return {"searches": found, "working": any(not s.job.over for s in found)}
 
 
 def start(studio: Studio, request: Request, form: Form) -> Response:
@@ -74,10 +94,9 @@ def start(studio: Studio, request: Request, form: Form) -> Response:
     chosen = [RANGES[name] for name in RANGES if form.get(f"range:{name}")]
     if not chosen:
         raise Refused(studio.words("tune.needs_ranges"))
-    base = str(studio.desk.settings().get("base") or "pocket")
     given = {"images": str(pictures.folder), "trigger": pictures.trigger}
     given["class_noun"] = pictures.noun
-    recipe = recipe_of(settings_of("thing", 0, base), base, **given)
+    recipe = _beginning(studio, form.get("from", ""), given)
     home = studio.desk.home / "tunes"
     home.mkdir(exist_ok=True)
     name = folder_name(pictures.name, lambda n: (home / n).exists())
@@ -88,21 +107,55 @@ def start(studio: Studio, request: Request, form: Form) -> Response:
     words = ["tune", str(file)]
     words += [w for each in chosen for w in ("--range", each)]
     words += ["--trials", str(int(number_in(form, "trials", 2, 200, 12)))]
+    words += ["--replicates", str(int(number_in(form, "replicates", 1, 4, 2)))]
+    if encoder := studio.desk.settings().get("encoder"):
+        words += ["--encoder", str(encoder)]
     words += ["--out", str(out / "search")]
     title = studio.words("jobs.tune", name=pictures.name)
     studio.desk.jobs.add(words, title=title, lane="device", about=str(out))
     return go("/tune")
 
 
+def _beginning(studio: Studio, run: str, given: dict[str, str]) -> Recipe:
+    """What is varied: the recipe of a run that was chosen, else what a plan would ask for.
+
+    Raises: RecipeError when a range does not fit it.
+    """
+    if run:
+        theirs = str(found(studio.desk.run(run)).folder / "recipe.toml")
+        return recipes.read(theirs, settings=(), **given)
+    base = str(studio.desk.settings().get("base") or "pocket")
+    return recipe_of(settings_of("thing", 0, base), base, **given)
+
+
 def search_page(studio: Studio, request: Request, form: Form) -> Response:
     """The page that a search wrote, if it lies in the studio's home."""
+    return framed(_own(studio, _search(studio, request)[1].get("page")))
+
+
+def adapter(studio: Studio, request: Request, form: Form) -> Response:
+    """The adapter of what a search recommends, of the training in the middle."""
+    job, answer = _search(studio, request)
+    told = answer.get("recommended")
+    file = _own(studio, told.get("adapter") if isinstance(told, dict) else None)
+    name = folder_name(job.title, lambda n: False)
+    return download(file, f"{name}.safetensors")
+
+
+def _search(studio: Studio, request: Request) -> tuple[Job, dict[str, Any]]:
     _refuse_without(studio)
     job = found(studio.desk.jobs.get(request.path_params["job"]))
-    file = Path(str((studio.desk.jobs.answer(job) or {}).get("page", "")))
-    home = (studio.desk.home / "tunes").resolve()
-    if job.verb != "tune" or not file.is_file() or not file.resolve().is_relative_to(home):
+    if job.verb != "tune":
         raise NotHere
-    return framed(file)
+    return job, studio.desk.jobs.answer(job) or {}
+
+
+def _own(studio: Studio, told: Any) -> Path:
+    """A file that an answer names, if it lies where searches do."""
+    file, home = Path(str(told or "")), (studio.desk.home / "tunes").resolve()
+    if not file.is_file() or not file.resolve().is_relative_to(home):
+        raise NotHere
+    return file
 
 
 def _front(answer: dict[str, Any]) -> list[dict[str, Any]]:

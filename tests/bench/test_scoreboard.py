@@ -201,9 +201,24 @@ def test_effects_are_told_with_their_intervals_and_only_where_runs_are_enough() 
 def test_the_menu_tells_what_the_published_rows_say() -> None:
     told = effects(published())
     menu = {entry["name"]: entry["effect"] for entry in catalogue.strategies()}
-    assert catalogue.measured() == told
+    measured = catalogue.measured()
+    drawing = {name: text for name, text in measured.items() if name.startswith("sampling.")}
+    assert measured == told | drawing
     on_it = told.keys() & menu.keys()
     assert all(menu[name] == told[name] for name in on_it)
     settings = {name for name, found in contenders().items() if found.group == "knob"}
     assert told.keys() - on_it <= settings
-    assert {effect for name, effect in menu.items() if name not in told} <= {catalogue.UNTESTED}
+    untold = {effect for name, effect in menu.items() if name not in measured}
+    assert untold <= {catalogue.UNTESTED}
+
+
+def test_the_menu_tells_of_drawing_what_the_table_of_its_page_says() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    _, page = (docs / "sampling.md").read_text(encoding="utf8").split("made by tools/variety_table")
+    drawing = {k: v for k, v in catalogue.measured().items() if k.startswith("sampling.methods.")}
+    assert drawing
+    for name, text in drawing.items():
+        row = next(x for x in page.splitlines() if x.startswith(f"| {name.split('.')[-1]} | "))
+        of_trigger, of_likeness = row.split(" | ")[2], row.split(" | ")[5]
+        assert f"variety under the trigger {of_trigger}" in text
+        assert f"likeness {of_likeness} points" in text

@@ -162,7 +162,9 @@ def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...
         [to_others(x, int(starts[i])) for x, (i, _) in zip(theirs, shared, strict=True)],
     )
     mine = ((learnt[0] + alike[0]) / 2).split(sizes)
-    whole = float(torch.cat(mine).mean())
+    whole = float(
+        torch.cat([mine[i][: len(x)] for x, (i, _) in zip(theirs, shared, strict=True)]).mean()
+    )
     found = []
     for (i, _), one, other in zip(shared, learnt[1], alike[1], strict=True):
         gap = (one + other) / 2 - mine[i][: len(one)]

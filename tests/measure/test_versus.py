@@ -103,8 +103,10 @@ def test_the_subject_is_recognised_in_as_many_pictures_as_are_as_like() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.value < found.high
-    one = replace(half, lines=half.of_group("trigger")[:1])
-    assert number(recognised(own, one)).low is None
+    for line in half.of_group("trigger"):
+        one = replace(half, lines=(line,))
+        assert number(recognised(own, one)).low is None
+        assert number(recognised(own, one)).value >= 0  # a share of the same pictures' times
 
 
 def test_another_subject_that_is_nearly_as_like_is_not_recognised() -> None:

@@ -30,8 +30,8 @@ from variegate.bench.ailments import scenes_of  # noqa: E402
 from variegate.bench.contenders import named  # noqa: E402
 from variegate.bench.suite import Cell  # noqa: E402
 from variegate.bench.testbed import POCKET  # noqa: E402
-from variegate.bench.truth import Row, read_folder, truth  # noqa: E402
-from variegate.images import ImageSet, cache_dir  # noqa: E402
+from variegate.bench.truth import Row, read_pictures, truth  # noqa: E402
+from variegate.images import cache_dir  # noqa: E402
 from variegate.pick.choosing import MARGIN, SHARE, pick, plain_of  # noqa: E402
 from variegate.pick.points import checkpoints_of, grid  # noqa: E402
 from variegate.pick.stand import Bench  # noqa: E402
@@ -133,7 +133,7 @@ def judge_grid(cell: Cell, run: Run) -> list[dict[str, Any]]:
     reference = max((p for p in points if plain(p)), key=lambda p: means[p])
     rows = []
     for point in points:
-        ours, base = (_read(pictures) for pictures in bench.draw_whole(point))
+        ours, base = (read_pictures(pictures) for pictures in bench.draw_whole(point))
         own = truth(ours, base, subject=subject, learnt=learnt)
         row: dict[str, Any] = {"name": point.name, "plain": plain(point)}
         row["mean likeness"] = round(means[point], 4)
@@ -145,10 +145,6 @@ def judge_grid(cell: Cell, run: Run) -> list[dict[str, Any]]:
             row[f"half {half}"] = [round(part[k], 4) for k in ("entropy", "likeness")]
         rows.append(row)
     return rows
-
-
-def _read(pictures: ImageSet) -> list[Row]:
-    return read_folder(Path(pictures.origin))
 
 
 def _half(rows: Sequence[Row], half: int) -> list[Row]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from variegate.bench import judge, world
 from variegate.bench.ailments import SURROUNDINGS
+from variegate.images import ImageSet
 
 FACTORS = tuple(world.FACTORS)
 WORDS: dict[str, tuple[str, ...]] = {
@@ -65,6 +66,14 @@ def read_folder(home: Path) -> list[Row]:
     lines = [json.loads(line) for line in (home / "metadata.jsonl").read_text("utf8").splitlines()]
     return _read(
         str(home), tuple((x["file_name"], x["group"], x["prompt"], x["seed"]) for x in lines)
+    )
+
+
+def read_pictures(pictures: ImageSet) -> list[Row]:
+    """The same of pictures of one folder that are at hand, of which its list may name others."""
+    return _read(
+        pictures.origin,
+        tuple((p.file.name, p.group, p.prompt, p.seed) for p in pictures if p.file),
     )
 
 

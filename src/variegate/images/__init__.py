@@ -6,8 +6,6 @@ Reading a folder decodes no picture and imports no torch; `audit` tells what is 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 
 from variegate.errors import ImagesError
-from variegate.images.cache import cache_dir
+from variegate.images.cache import cache_dir, put
 from variegate.images.conventions import read_folder
 from variegate.images.decode import Examined, Fault, examine
 from variegate.images.picture import Picture
@@ -158,11 +156,7 @@ def _kept(home: Path, name: str, data: bytes) -> Path:
     if file.is_file() and file.stat().st_size == len(data):
         return file
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
+        put(file, data)
     except OSError as error:
         raise ImagesError(
             f"a picture out of a tar cannot be kept at {file}: {error.strerror}; free some space, "

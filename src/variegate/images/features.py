@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -22,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from variegate.errors import EmptyImageSet, EncoderError
-from variegate.images.cache import cache_dir
+from variegate.images.cache import cache_dir, put
 from variegate.images.picture import Picture
 
 DECODER = "1"  # raise it when `examine` gives other pixels for the same file
@@ -111,14 +109,7 @@ def _load(file: Path) -> Tensor | None:
 
 def _store(file: Path, row: Tensor) -> None:
     data = save({"features": row.contiguous()})
-    temporary = ""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
+        put(file, data)
     except OSError as error:
         _log.info("features are not kept: %s", error)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)

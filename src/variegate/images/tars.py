@@ -16,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import struct
 import tarfile
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from variegate.errors import ImagesError
+from variegate.images.cache import put
 from variegate.images.captions import MAX_CAPTION_BYTES, clean, parse_caption
 from variegate.images.conventions import MASK_ENDING, PROMPT_KEYS
 from variegate.images.decode import FOREIGN_SUFFIXES, SUFFIXES, Fault
@@ -119,16 +118,9 @@ def save_index(index: Index, file: Path) -> None:
         "faults": [[str(f.file), f.kind, f.fault, f.advice] for f in index.faults],
     }
     data = save(_arrays(index), metadata={"facts": json.dumps(facts)})
-    temporary = ""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
+        put(file, data)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise ImagesError(
             f"the index of a tar cannot be kept at {file}: {error.strerror}; free some space, or "
             "set VARIEGATE_CACHE to a folder that can be written"

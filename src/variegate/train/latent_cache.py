@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from variegate.images import cache_dir
+from variegate.images.cache import put
 
 MOST_BYTES = 2 << 30  # about 130,000 latents of Stable Diffusion at 512 pixels, each 16 kB
 KEPT = 0.9  # of that is left after old ones went
@@ -66,18 +66,11 @@ class LatentCache:
         """Keep latents, whole or not at all."""
         latent = latent.contiguous()
         data = save({"latent": latent}, metadata={"sha256": _checksum(latent)})
-        temporary = ""
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=file.parent)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.replace(temporary, file)
+            put(file, data)
             self._bound(len(data))
         except OSError as error:
             _log.info("latents are not kept: %s", error)
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
 
     def _bound(self, added: int) -> None:
         """Count what was added, and drop what was used longest ago when it is too much."""

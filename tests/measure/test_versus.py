@@ -157,6 +157,12 @@ def test_the_pairs_are_what_the_gains_are_made_of() -> None:
     assert mean == pytest.approx(number(subject_kept(narrow, wide)).value, abs=1e-5)
 
 
+def test_of_one_prompt_nobody_knows_how_sure_it_is() -> None:
+    own = evidence(0.05, share=1.0)
+    one = replace(own, lines=(own.of_group("class")[0], own.of_group("trigger")[0]))
+    assert number(kept(one)).low is None
+
+
 def test_what_is_kept_is_the_mean_of_both_headlines_and_its_difference_the_gain() -> None:
     narrow, wide = evidence(0.03, share=1.0), evidence(0.15, share=1.0)
     own = number(kept(narrow))

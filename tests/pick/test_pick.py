@@ -88,7 +88,11 @@ def test_a_run_of_ours_gives_one_point_with_its_reason_and_every_file(run: Run) 
     front = {p["name"] for p in found["front"]}
     assert {found["point"], found["reference"]} <= front
     for point in found["front"]:
-        assert point["variety"]["low"] <= point["variety"]["value"] <= point["variety"]["high"]
+        low, value, high = (point["variety"][name] for name in ("low", "value", "high"))
+        if point["prompts"] == 1:  # nobody knows how sure that is
+            assert low is high is None
+        else:
+            assert low <= value <= high
     # The reference is plain: as it was trained, drawn as the base is.
     assert found["reference"].endswith("@1@1.4")
 

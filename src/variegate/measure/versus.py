@@ -89,9 +89,11 @@ def kept(evidence: Evidence) -> Measurement | Missing:
     low, high = np.quantile(np.mean(draws, axis=0), (0.025, 0.975))
     value = float(np.mean([np.exp(x.mean()) for _, x in found]))
     source = "the mean of " + " and ".join(of for of, _ in found)
+    prompts, unit = sum(len(x) for _, x in found), "of the base's"
+    if min(len(x) for _, x in found) < 2:  # one prompt says nothing of how far others would differ
+        return Measurement(name, value, None, None, prompts, "higher", unit, source=source)
     bounds = min(float(low), value), max(float(high), value)
-    prompts = sum(len(x) for _, x in found)
-    return Measurement(name, value, *bounds, prompts, "higher", "of the base's", source=source)
+    return Measurement(name, value, *bounds, prompts, "higher", unit, source=source)
 
 
 def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,11 +82,10 @@ def _judged(ailment: bank.Ailment, adapter: Adapter, model: Any) -> dict[str, fl
         line._replace(seeds=tuple(range(9000 + SEEDS * i, 9000 + SEEDS * (i + 1))))
         for i, line in enumerate(some)
     ]
-    out = home() / "drawn"
-    for file in out.glob("*/*"):
-        file.unlink()
-    draw_both(model, adapter, plan, ailment.recipe().sampling, out=out, say=silent)
-    return bank.entropies(out, ailment.subject)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        draw_both(model, adapter, plan, ailment.recipe().sampling, out=out, say=silent)
+        return bank.entropies(out, ailment.subject)
 
 
 def _regret(told: dict[str, Any]) -> float:

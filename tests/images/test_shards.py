@@ -7,10 +7,12 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from tests.tars import MadeUp, png, tar_of, without_end, write_tars
 
 from variegate.audit import audit
@@ -263,6 +265,39 @@ def test_every_missing_or_broken_tar_is_told_at_once(tmp_path: Path) -> None:
     ):
         assert word in line
     assert told[-1] == "7 of 8 tars cannot be used"
+
+
+class Unanswered(MemoryFileSystem):
+    """Says of what it cannot ask for that it is not there, as fsspec's HTTP does."""
+
+    protocol = "unanswered"
+    cause: BaseException
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        raise FileNotFoundError(path) from self.cause
+
+
+class Refused(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("cause", "word"),
+    [
+        (ConnectionRefusedError("nobody listens"), "cannot be reached: nobody listens"),
+        (TimeoutError("too late"), "cannot be reached: too late"),
+        (Refused(503), "cannot be reached: status 503"),
+        (Refused(404), "there is no such tar"),
+        (FileNotFoundError("no"), "there is no such tar"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_no_missing_tar(cause: BaseException, word: str) -> None:
+    fsspec.register_implementation("unanswered", Unanswered, clobber=True)
+    Unanswered.cause = cause
+    with pytest.raises(ImagesError, match=word):
+        Shards.open("unanswered://x-{0..1}.tar")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.png", "../up.png", "a/../../b.png", "a\\b.png"])

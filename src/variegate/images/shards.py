@@ -360,10 +360,11 @@ def _known(files: Any, path: str, name: str) -> tuple[Tar, Whole, tuple[Fault, .
     try:
         size = files.info(path)["size"]
         mark = f"{VERSION}\x1f{at}\x1f{files.ukey(path)}"
-    except FileNotFoundError as error:
-        raise ImagesError(f"{at}: there is no such tar") from error
     except Exception as error:  # every file system has errors of its own
-        raise ImagesError(f"{at}: cannot be reached: {_told(error)}") from error
+        cause = _lies_behind(error)
+        if cause is None:
+            raise ImagesError(f"{at}: there is no such tar") from error
+        raise ImagesError(f"{at}: cannot be reached: {_told(cause)}") from error
     if not size:
         empty = "is empty (0 bytes)" if size == 0 else "its server does not tell how long it is"
         raise ImagesError(f"{at}: {empty}; copy or download it again, or leave it out")
@@ -393,6 +394,17 @@ def _shown(files: Any, path: str) -> str:
 
 def _key(tar: Tar, entry: Entry) -> str:
     return f"{tar.name}/{entry.name.removeprefix('./')}"
+
+
+def _lies_behind(error: Exception) -> BaseException | None:
+    """What kept a file from being asked for, or None where it is not there: over HTTP fsspec says
+    that it is not where no server answers, too."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError):
+        return error
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        return cause
+    return cause if getattr(cause, "status", 404) not in (404, 410) else None
 
 
 def _told(error: BaseException) -> str:

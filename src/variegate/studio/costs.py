@@ -19,11 +19,12 @@ from typing import Any
 
 from variegate.recipe import Recipe
 
-# Of the machine's best matrix product, what a step comes to: 52 % and 53 % (Stable Diffusion 1.5,
-# float32 and bf16), 25 % (XL, bf16), each with its command in docs/speed.md. The pocket's layers
-# are too small for that: measured on two cores, as `OVERHEAD` was.
+# Of the machine's best matrix product, what a step comes to, by docs/speed.md: Stable Diffusion
+# 1.5 52 % (float32) and 53 % (bf16) on one machine, 36 % and 15 % on one whose products are faster
+# by far, XL 25 % (bf16). The pocket's layers are too small for that: measured on two cores, as
+# `OVERHEAD` was.
 SHARES = {"pocket": (0.10, 0.4)}
-SHARE = (0.2, 0.55)
+SHARE = (0.15, 0.55)
 # Seconds of a step beside its passes, of a forward pass of the drawing loop, and of loading it all.
 OVERHEAD = {"pocket": (0.02, 0.002, 15.0)}
 USUAL = (0.03, 0.005, 60.0)

@@ -146,6 +146,18 @@ def test_the_report_says_how_sure_each_number_is(shared: House) -> None:
     assert page.count('class="sure"') >= numbers - page.count("Could not be measured")
 
 
+def test_the_report_says_nothing_twice(house: House) -> None:
+    file = house.run / "verdict.json"
+    told = json.loads(file.read_text(encoding="utf8"))
+    said = "It has hardly learnt the subject."
+    told["sentence"] = said
+    told["reasons"] = [told["reasons"][0] | {"sentence": s} for s in (said, "And another.")]
+    file.write_text(json.dumps(told), encoding="utf8")
+    page = house.visitor().get(f"/runs/{house.ids()['run']}/report").text
+    assert page.count(said) == 1
+    assert "And another." in page
+
+
 def test_a_run_shows_its_stand_its_dial_and_what_the_guard_did(house: House) -> None:
     run = Run.open(house.run)
     run.journal("order", step=300, do="ease", reason="Pictures are growing alike: more gently.")

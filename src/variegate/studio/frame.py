@@ -139,7 +139,7 @@ def say_bytes(value: int | float) -> str:
     """
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if value >= size:
-            return f"{value / size:.3g}\N{NO-BREAK SPACE}{unit}".replace("\N{NO-BREAK SPACE}", " ")
+            return f"{value / size:.3g} {unit}"
     return f"{max(1, round(value / 1000))} kB"
 
 

@@ -33,6 +33,7 @@ def examine() -> dict[str, Any]:
     checks = [
         *package_checks,
         torch_check,
+        *_precision(torch_facts.get("speed", {})),
         _torchvision(),
         *_disk(),
         *_shipped(),
@@ -157,6 +158,17 @@ def _product(square: Any) -> float:
     start = time.perf_counter()
     float((square @ square)[0, 0])  # waits for the device
     return time.perf_counter() - start
+
+
+def _precision(speed: dict[str, float]) -> list[dict[str, str]]:
+    """Processors without bf16 of their own imitate it, many times slower than float32."""
+    if len(speed) < 2 or 0 in speed.values():
+        return []
+    found = "10^9 operations a second: " + ", ".join(f"{n} {v:,.0f}" for n, v in speed.items())
+    times = speed["float32"] / speed["bf16"]
+    if times > 1.5:
+        found += f"; leave precision at float32, bf16 takes {times:.0f} times as long here"
+    return [_check("matrix products", "ok", found)]
 
 
 def _torchvision() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from variegate import doctor
 from variegate.cli import app
 
 
@@ -107,6 +108,14 @@ def test_doctor_tells_the_device_and_each_check() -> None:
     code, out, _ = _ask("doctor", "--json")
     findings = json.loads(out)
     assert findings["device"] in ("cpu", "cuda", "mps")
-    assert {"torch", "torchvision", "pocket base"} <= {c["check"] for c in findings["checks"]}
+    assert {"torch", "matrix products", "pocket base"} <= {c["check"] for c in findings["checks"]}
     assert all(c["mend"] for c in findings["checks"] if c["state"] != "ok")
     assert code == (0 if findings["fit"] else 1)
+
+
+def test_doctor_advises_against_a_precision_that_is_imitated() -> None:
+    (slow,) = doctor._precision({"float32": 70.0, "bf16": 1.0})
+    assert "leave precision at float32, bf16 takes 70 times as long" in slow["found"]
+    (quick,) = doctor._precision({"float32": 70.0, "bf16": 200.0})
+    assert "leave" not in quick["found"]
+    assert doctor._precision({}) == []

@@ -16,7 +16,7 @@ from variegate.errors import RecipeError
 from variegate.models import load
 from variegate.recipe import AdamW, LoraPlan, Recipe
 from variegate.train import fit, resume, train
-from variegate.train.fit import GIB, Needs, checkpointed, count, load_base, settle
+from variegate.train.fit import GIB, Needs, checkpointed, count, imitated, load_base, settle
 
 SIDE = 256
 
@@ -209,3 +209,15 @@ def test_a_half_precision_base_is_half_the_size_and_learns_float32_factors(
     layers = formats.read(run.adapter_file).layers
     assert {u.up.dtype for u in layers.values()} == {torch.float32}
     assert all(bool(u.up.isfinite().all()) and bool(u.up.any()) for u in layers.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_processor_imitates_is_told(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"_is_mkldnn_{precision}_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, name, lambda: False)
+    assert f"no {precision} of its own" in imitated(precision, "cpu")
+    assert imitated(precision, "cuda") == imitated("float32", "cpu") == ""
+    monkeypatch.setattr(torch.ops.mkldnn, name, lambda: True)
+    assert imitated(precision, "cpu") == ""

@@ -102,6 +102,20 @@ def precision_of(recipe: Recipe, device: str | torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
+def imitated(precision: Precision, device: str | torch.device) -> str:
+    """What to tell of a precision that this processor has not, and imitates slowly; or ""."""
+    own = {"bf16": "_is_mkldnn_bf16_supported", "fp16": "_is_mkldnn_fp16_supported"}
+    if torch.device(device).type != "cpu" or precision == "float32":
+        return ""
+    known = getattr(torch.ops.mkldnn, own[precision], None)  # not in every build
+    if known is None or known():
+        return ""
+    return (
+        f"this processor has no {precision} of its own: steps will take many times as long as with "
+        "precision=float32 (`variegate doctor` measures both)"
+    )
+
+
 def autocast(model: Any, precision: Precision) -> Any:
     """Half precision where it is safe, while the block runs; nothing for float32."""
     kind, device = DTYPES[precision], torch.device(model.device).type

@@ -33,7 +33,16 @@ from variegate.train.data import (
     read_training_set,
 )
 from variegate.train.examples import TrainingSet
-from variegate.train.fit import Means, compiled, laid_out, load_base, read_means, settle
+from variegate.train.fit import (
+    Means,
+    compiled,
+    imitated,
+    laid_out,
+    load_base,
+    precision_of,
+    read_means,
+    settle,
+)
 from variegate.train.lean import lean
 from variegate.train.learner import Learner
 from variegate.train.packed import packed
@@ -286,7 +295,8 @@ def _start(
     for fault in faults:
         run.journal("note", text=f"{fault}; the one before it was used")
     if not earlier:
-        for note in (*model.notes, *data.notes):
+        slow = imitated(precision_of(run.recipe, model.device), model.device)
+        for note in (*model.notes, *data.notes, *([slow] if slow else [])):
             run.journal("note", text=note)
 
 

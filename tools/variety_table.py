@@ -41,6 +41,7 @@ from variegate.recipe import Recipe, SamplingMethods, SamplingPlan, combination 
 from variegate.run import Run  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
 from variegate.train import train  # noqa: E402
+from variegate.train.checkpoint import ADAPTER  # noqa: E402
 
 VERSION = 1  # raise it when the same method would give another row
 AILMENTS = (
@@ -127,14 +128,16 @@ def rows_file() -> Path:
 # --- drawing and judging ------------------------------------------------------------------------
 
 
-def run_all(minutes: float) -> None:
+def run_all(minutes: float, names: Sequence[str] = ()) -> None:
     """Adapter by adapter, each with every way before the next: a table cut short is a whole one of
-    fewer adapters."""
+    fewer adapters. names: of the ways, where not all are wanted; plain is always drawn."""
     file, start = rows_file(), time.monotonic()
     done = {(row["key"], row["way"], row["asked"]) for row in rowfile.read(file)}
     same = {(row["key"], row["asked"]): row for row in rowfile.read(file)}
     for cell, recipe, key in _cells():
         for way in WAYS:
+            if names and way.name not in ("plain", *names):
+                continue
             asked = _asked(recipe, way)
             if (key, way.name, asked) in done:
                 continue
@@ -169,9 +172,17 @@ def _adapter(key: str) -> Path:
     return home() / "runs" / key / "adapter.safetensors"
 
 
+def _halfway(key: str) -> Path:
+    """Where what was learnt by half of the run is kept."""
+    return home() / "runs" / key / "halfway.safetensors"
+
+
 def _train_if_missing(cell: Cell, recipe: Recipe, key: str) -> None:
     if not _adapter(key).exists():
         run: Run = train(recipe, out=home() / "runs" / key, model=POCKET.load(recipe))
+        found = sorted(run.checkpoints.glob("step-*"))
+        if len(found) > 2:
+            shutil.copyfile(found[len(found) // 2] / ADAPTER, _halfway(key))
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
@@ -201,10 +212,9 @@ def _plan(recipe: Recipe, key: str, way: Way) -> SamplingPlan | None:
     if "shield" in methods:
         methods["shield"]["images"] = recipe.images
     if way.needs_file:
-        early = sorted((home() / "runs" / key / "checkpoints").glob("step-*"))
-        if len(early) < 3:
+        if not _halfway(key).exists():
             return None
-        methods["autoguidance"]["file"] = str(early[len(early) // 2] / "adapter.safetensors")
+        methods["autoguidance"]["file"] = str(_halfway(key))
     tables = recipe.sampling.model_dump(exclude_none=True) | way.plan
     return SamplingPlan.model_validate(tables | ({"methods": methods} if methods else {}))
 
@@ -404,9 +414,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--minutes", type=float, default=45)
+    parser.add_argument("--way", action="append", default=[], choices=[way.name for way in WAYS])
     args = parser.parse_args()
     if args.stage == "run":
-        run_all(args.minutes)
+        run_all(args.minutes, args.way)
         return
     page = ROOT / "docs" / "sampling.md"
     rows = rowfile.read(rows_file())

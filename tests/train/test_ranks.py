@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,15 +19,18 @@ import psutil
 import pytest
 import torch
 from tests.tars import write_tars
-from tests.tiny import write_tiny_sd
+from tests.tiny import write_tiny_sd, write_tiny_sd3
 from tests.train.scenes import tiny_recipe, write_pictures
 
 import variegate
 from variegate import formats
+from variegate.errors import RecipeError
 from variegate.recipe import Recipe
 from variegate.run import Run
 from variegate.train import train
+from variegate.train.divided import divider
 from variegate.train.parts import cut
+from variegate.train.ranks import ALONE, Ranks
 
 # What differs is the order in which float32 numbers are added; Adam's steps have the size of the
 # rate whatever that of the gradient, so it grows where gradients are next to nothing.
@@ -160,6 +164,85 @@ def test_two_processes_learn_what_one_does_at_the_same_batch(place: Path) -> Non
     ]
 
 
+def apart(one: Path, other: Path) -> float:
+    """How far all factors lie from one another, as a share of how large they are."""
+    ours, theirs = (
+        torch.cat([f.flatten() for u in formats.read(file).layers.values() for f in factors_of(u)])
+        for file in (one, other)
+    )
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def factors_of(update: Any) -> list[torch.Tensor]:
+    return [factor for _, factor in sorted(update.factors().items())]
+
+
+@pytest.mark.parametrize("family", ["sd", pytest.param("sd3", marks=pytest.mark.slow)])
+def test_a_base_in_parts_learns_what_a_whole_one_does(place: Path, family: str) -> None:
+    """Looks, panels, base pictures and what is held beside the pictures among it."""
+    base, text = place / "base", family == "sd"
+    strategies = recipe_of(place).strategies.model_dump(exclude_none=True)
+    if family == "sd3":
+        write_tiny_sd3(base := place / "base-3")
+        strategies = {"flip": {}, "stay_near": {}, "masked_loss": {}}
+    recipe = recipe_of(
+        place,
+        adapter={"text_encoder": text},
+        strategies={**strategies, "new_background": {"source": "base", "count": 2}},
+        optimizer={"batch_size": 4, "schedule": "cosine"},
+        memory={"divided": True, "gradient_checkpointing": True},
+        panels={"pictures": 1, "steps": 2},
+    ).model_copy(update={"base": str(base)})
+    alone = train(recipe, out=place / f"whole-{family}")
+    with both(recipe, place / f"parts-{family}", VARIEGATE_RANK_TIMEOUT="60") as started:
+        (code, _, err), (other, _, said) = ended(started)
+    assert (code, other) == (0, 0), (err, said)
+    run = Run.open(place / f"parts-{family}")
+    assert losses(run) == pytest.approx(losses(alone), rel=LOSS, abs=LOSS)
+    # Rows are dealt otherwise than above: where gradients are next to nothing Adam takes their
+    # rounding for a direction, so single numbers may differ by a step.
+    assert apart(run.adapter_file, alone.adapter_file) < WEIGHTS
+    for name in ("probe", "panel", "order", "checkpoint"):
+        kept = [[line["step"] for line in of.read_journal(name)] for of in (run, alone)]
+        assert kept[0] == kept[1]
+    notes = " ".join(line["text"] for line in run.read_journal("note"))
+    share = re.search(r"each of 2 processes holds (\d+)% of the network's weights", notes)
+    assert share
+    assert 50 <= int(share[1]) <= 55
+
+
+def test_rows_that_cannot_be_dealt_evenly_are_refused_by_all(place: Path) -> None:
+    recipe = recipe_of(place, memory={"divided": True})
+    with both(recipe, place / "uneven", VARIEGATE_RANK_TIMEOUT="60") as started:
+        found = ended(started)
+    for code, _, err in found:
+        assert code == 2, err
+        assert "Traceback" not in err
+        assert "3 rows of pictures in a step; expected a multiple of the 2 processes" in err
+
+
+@pytest.mark.parametrize(
+    ("entries", "word"),
+    [
+        ({"memory": {"divided": True, "base_bits": 8}}, "divided does not go with base_bits"),
+        ({"memory": {"divided": True, "vram": 6.0}}, "divided does not go with vram"),
+        ({"memory": {"divided": True}, "adapter": {"kind": "dora"}}, "kind lora alone"),
+    ],
+)
+def test_what_a_base_in_parts_cannot_do_is_refused(
+    place: Path, entries: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(RecipeError, match=word):
+        tiny_recipe(place / "base", place / "images", **entries)
+
+
+def test_a_base_that_was_handed_over_is_not_taken_apart(place: Path) -> None:
+    recipe = recipe_of(place, memory={"divided": True})
+    assert divider(recipe, ALONE, handed_over=True) is None
+    with pytest.raises(RecipeError, match="hand none over"):
+        divider(recipe, Ranks(0, 2), handed_over=True)
+
+
 def wait_for(run: Path, step: int, processes: list[Any]) -> None:
     """Until a checkpoint of that step, or a later one, is there."""
     until = time.monotonic() + 300
@@ -173,12 +256,13 @@ LONG = {"optimizer": {"steps": 60, "batch_size": 2}, "checkpoints": {"every": 3,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("divided", [None, True], ids=["whole", "divided"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_when_one_process_dies_or_hangs_all_end_with_a_message(
-    place: Path, number: signal.Signals
+    place: Path, number: signal.Signals, divided: bool | None
 ) -> None:
-    out = place / f"lost-{number.name}"
-    recipe = recipe_of(place, strategies={}, **LONG)
+    out = place / f"lost-{number.name}-{divided}"
+    recipe = recipe_of(place, strategies={}, memory={"divided": divided}, **LONG)
     with both(recipe, out, VARIEGATE_RANK_TIMEOUT="5") as (first, other):
         wait_for(out, 3, [first, other])
         other.send_signal(number)
@@ -193,7 +277,7 @@ def test_when_one_process_dies_or_hangs_all_end_with_a_message(
     saved = max(int(f.name[5:]) for f in (out / "checkpoints").glob("step-*"))
     run = train(recipe, out=out)
     assert [line["step"] for line in run.read_journal("start")] == [0, saved]
-    alike(run, train(recipe, out=place / "never-lost"))
+    alike(run, train(recipe, out=place / f"never-lost-{divided}"))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from variegate.models import load
 from variegate.recipe import LohaPlan, LoraPlan, Recipe
 from variegate.run import Run
 from variegate.train import train
-from variegate.train.spectra import spectra
+from variegate.train.spectra import norms, spectra
 from variegate.train.strategies import Control, Setting, Strategy, cook
 
 SCHEDULE = NoiseSchedule(torch.linspace(0.999, 0.005, 1000), "epsilon")
@@ -362,7 +362,7 @@ def test_a_silent_hold_asks_for_no_rows() -> None:
 
 
 def test_what_is_told_of_each_layer_is_that_of_its_dense_update(on: Attached) -> None:
-    told, layers = spectra(on, 7)
+    told, layers = spectra(on, norms(on), 7)
     weights, updates = dict(on.base_weights()), on.adapter().layers
     assert set(layers) == set(updates)
     for name, update in updates.items():
@@ -383,7 +383,7 @@ def test_what_is_told_of_each_layer_is_that_of_its_dense_update(on: Attached) ->
 def test_kinds_without_two_factors_refuse_what_needs_them(model: Any) -> None:
     other = attach(model, LohaPlan(rank=2, alpha=2), seed=0)
     try:
-        assert spectra(other, 0) == ([], {})
+        assert spectra(other, norms(other), 0) == ([], {})
         with pytest.raises(AdapterError, match="kind lora or dora; found loha"):
             one("rank_dropout").attached(other)
     finally:

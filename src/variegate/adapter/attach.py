@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from variegate import seeds
 from variegate.adapter.begin import first_factors, first_places, specs_of
@@ -347,14 +348,16 @@ class Attached:
 
 class _Weights(Mapping[str, Tensor]):
     """Weights under layers, each read when it is asked for: a base that is held in few bits works
-    it out then, and all at once would take the memory that it saves."""
+    it out then, one that several processes hold parts of gathers it (all are to ask for it then),
+    and all at once would take the memory that it saves."""
 
     def __init__(self, layers: Mapping[str, Any]) -> None:
         self._layers = layers
 
     def __getitem__(self, name: str) -> Tensor:
-        weight: Tensor = self._layers[name].get_base_layer().weight
-        return weight
+        weight: Any = self._layers[name].get_base_layer().weight
+        found: Tensor = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ MODELS: dict[str, Any] = {
 SD2_WIDTH = 1024
 SD3_ENCODERS = {"text_encoder": "CLIP-L", "text_encoder_2": "CLIP-G", "text_encoder_3": "T5"}
 
+NETWORKS = ("unet", "transformer")  # what predicts, by diffusers' names
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ def load(
     zero_terminal_snr: bool = False,
     t5_tokenizer: str | Path | None = None,
     bits: Bits | None = None,
+    divide: Callable[[nn.Module], None] | None = None,
 ) -> DiffusionModel:
     """The base behind "pocket", a diffusers folder, a .safetensors checkpoint, or a hub name of the
     form owner/name.
@@ -78,6 +81,7 @@ def load(
     t5_tokenizer: a folder, tokenizer.json or spiece.model for the third text encoder of SD 3; None:
     the folder tokenizer_3 in the base's folder or beside its file.
     bits: hold the linear layers of the network and its text encoders in so many; see `quantise`.
+    divide: leaves a part of the network there, on its device, and the rest to other processes.
 
     Raises: BaseError when it is missing, incomplete, a pickle, or of another family.
     """
@@ -111,9 +115,13 @@ def load(
     for part_name, part in parts.items():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
+            # Before it is moved: the device never holds it whole.
             if bits and part_name != "vae":
-                quantise(part, bits)  # before it is moved: the device never holds it whole
-            part.to(device)
+                quantise(part, bits)
+            if divide and part_name in NETWORKS:
+                divide(part)
+            else:
+                part.to(device)
     model: DiffusionModel = MODELS[layout](
         name=name,
         id=fingerprint,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    model_validator,
 )
 
 from variegate.plugins import Entry
@@ -175,3 +176,15 @@ class Memory(Entry):
         description="torch.compile of the network's blocks: minutes first, then faster on "
         "GPUs; of no use on CPUs",
     )
+    divided: bool | None = Field(
+        None,
+        description="each process of a run holds a part of the base's network (FSDP), not all of "
+        "it; alone, one holds all",
+    )
+
+    @model_validator(mode="after")
+    def _what_is_divided_is_whole(self) -> Memory:
+        other = {"vram": self.vram, "base_bits": self.base_bits, "compile": self.compile}
+        if self.divided and (found := [name for name, value in other.items() if value]):
+            raise ValueError(f"divided does not go with {' and '.join(found)}; leave one out")
+        return self

@@ -85,6 +85,8 @@ class Recipe(Entry):
                 f"strategies.{wanting[0]} wants an adapter whose update is one product of two "
                 f"factors (kind lora or dora); found {kind!r}"
             )
+        if self.memory.divided and kind != "lora":
+            faults.append(f"memory.divided is for adapters of kind lora alone; found {kind!r}")
         if self.optimizer.weight_decay_on == "product" and kind not in ("lora", "loha", "lokr"):
             faults.append(
                 "optimizer.weight_decay_on = 'product' is for kinds that are products of factors "

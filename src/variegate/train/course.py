@@ -24,7 +24,7 @@ from variegate.train.examples import TrainingSet
 from variegate.train.guard import BETTER, Look, Order, Stand, decide
 from variegate.train.learner import Learner
 from variegate.train.panels import Panel
-from variegate.train.spectra import Intruders, spectra
+from variegate.train.spectra import Intruders, norms, spectra
 from variegate.train.watch import Watch, cadence
 
 MOST_INTRUDERS = 10  # that are looked for in each layer where the recipe does not say
@@ -43,10 +43,12 @@ class Course:
         panels = run.recipe.panels
         first = self.ranks.first
         self.panel = Panel(run, learner, panels, looks=self.every) if panels and first else None
+        self.norms = norms(learner.on)
         asked = run.recipe.probes.intruders
+        alone = first and self.ranks.network is None  # with all weights at hand
         self.intruders = Intruders(
             learner.on.base_weights(),
-            most=0 if not first else MOST_INTRUDERS if asked is None else asked,
+            most=0 if not alone else MOST_INTRUDERS if asked is None else asked,
             seed=run.recipe.seed,
         )
         self.step = 0
@@ -57,8 +59,9 @@ class Course:
 
     def begin(self, checkpoint: Checkpoint | None) -> None:
         """Stand where the checkpoint stood; without one, look at the base itself."""
-        if self.panel:
-            self.panel.begin()
+        with self.ranks.led():
+            if self.panel:
+                self.panel.begin()
         if checkpoint is None:
             self.look(0)
             if self.guard.mode == "autopilot":  # what it may have to go back to
@@ -69,11 +72,13 @@ class Course:
 
     def look(self, step: int) -> Order:
         """Look and draw if it is time to, and heed the guard."""
-        if self.panel:
-            self.panel.look(step)
+        with self.ranks.led():
+            if self.panel:
+                self.panel.look(step)
         if step % self.every and step != self.run.recipe.optimizer.steps:
             return Order("continue")
-        order = self._decided(step) if self.watch else Order("continue")
+        with self.ranks.led():
+            order = self._decided(step) if self.watch else Order("continue")
         if self.guard.mode == "watch":
             return order
         told = self.ranks.shared({**self._told(), "order": asdict(order)})
@@ -85,7 +90,7 @@ class Course:
         assert self.watch is not None
         with self.learner.on.watched(), self.learner.descent.averaged():
             seen = self.watch.look(self.learner.predict, step)
-        sizes, layers = spectra(self.learner.on, step)
+        sizes, layers = spectra(self.learner.on, self.norms, step)
         self.run.journal("probe", step=step, measurements=[m.to_json() for m in (*seen, *sizes)])
         if layers:
             self.run.journal("spectra", step=step, layers=layers)
@@ -104,11 +109,13 @@ class Course:
         """Do what was asked of the run since the last step, and say what it was; to stop is the
         caller's. The first process alone is asked."""
         asked = self.run.asked() if self.ranks.first else []
-        if "sample" in asked:
-            if self.panel is None:
-                self.panel = Panel(self.run, self.learner, Panels(), looks=self.every, asked=True)
-                self.panel.begin()
-            self.panel.draw(step)
+        with self.ranks.led():
+            if "sample" in asked:
+                if self.panel is None:
+                    panels = Panels()
+                    self.panel = Panel(self.run, self.learner, panels, looks=self.every, asked=True)
+                    self.panel.begin()
+                self.panel.draw(step)
         if "keep" in asked:
             self._keep(step)
         return asked

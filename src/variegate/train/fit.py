@@ -77,9 +77,9 @@ class Needs:
         return self.weights + self.factors * (2 + STATE[kind]) + SLACK * kept + context
 
 
-def load_base(recipe: Recipe) -> Any:
+def load_base(recipe: Recipe, divide: Callable[[nn.Module], None] | None = None) -> Any:
     """The base on the best device, its frozen weights in the precision that the run works in, or in
-    as few bits as it asks for."""
+    as few bits as it asks for. divide: as `models.load` takes it."""
     device = models.pick_device()
     dtype = DTYPES[precision_of(recipe, device)]
     return models.load(
@@ -90,6 +90,7 @@ def load_base(recipe: Recipe) -> Any:
         zero_terminal_snr=recipe.zero_terminal_snr,
         t5_tokenizer=recipe.t5_tokenizer,
         bits=recipe.memory.base_bits,
+        divide=divide,
     )
 
 

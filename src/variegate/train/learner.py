@@ -16,6 +16,7 @@ from variegate.adapter import Attached
 from variegate.errors import NotFinite
 from variegate.recipe import Recipe
 from variegate.train.data import Batch, Words, picture_side
+from variegate.train.divided import check_even
 from variegate.train.examples import TrainingSet
 from variegate.train.fit import Means, autocast, checkpointed, layout_of
 from variegate.train.objective import (
@@ -104,13 +105,15 @@ class Learner:
         places = weigh_places(strategies, batch.masks)
         weights = weigh_rows(strategies, schedule, batch)
         counts = {name: len(r.prompts) for name, r in rows.items()}
+        if divided := self.ranks.network is not None:
+            check_even(counts, self.ranks)
         terms, drifts = dict.fromkeys(rows, 0.0), dict.fromkeys(beside, 0.0)
         self.descent.clear()
         with (
             self._dropout(step),
             checkpointed(self.model, self.means.gradient_checkpointing),
         ):
-            for part in cut(counts, size, self.ranks.share):
+            for part in cut(counts, size, self.ranks.share, alike=divided):
                 here = {name: piece(rows[name], where) for name, where in part.items()}
                 held = {
                     name: self._wanted(beside[name], here[name], where)

@@ -32,6 +32,7 @@ from variegate.train.data import (
     picture_side,
     read_training_set,
 )
+from variegate.train.divided import divider, held_here, lender
 from variegate.train.examples import TrainingSet
 from variegate.train.fit import (
     Means,
@@ -109,10 +110,16 @@ def _learn(run: Run, model: Any, images: ImageSet | Shards | None, say: Say) -> 
             say=lambda done, total: say("read tars", done, total, ""),
         )
         say("load base", 0, 0, run.recipe.base)
-        model = model or load_base(run.recipe)
+        divide = divider(run.recipe, ranks, handed_over=model is not None)
+        model = model or load_base(run.recipe, divide)
         _check_fit(model, run.recipe)
+        if divide:
+            ranks = replace(ranks, network=model.network, lend=lender(model))
+            if ranks.first:
+                run.journal("note", text=held_here(ranks))
         compiling = run.recipe.memory.compile
-        with laid_out(model), packed(model, not compiling), compiled(model, compiling):
+        plain = not (compiling or divide)
+        with laid_out(model), packed(model, plain), compiled(model, compiling):
             _train(run, model, images, ranks, stop, say)
         ranks.wait()
     return run
@@ -205,17 +212,18 @@ def _train(
             learner.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state)
         latents = Latents(model, recipe, strategies)
         watch = None
-        if ranks.first:
-            with on.silenced(), on.watched():
-                watch = Watch(
-                    recipe,
-                    model.schedule,
-                    latents,
-                    train=data.train,
-                    held_out=data.held_out,
-                    predict=learner.predict_base,
-                    pocket=model.pocket,
-                )
+        with ranks.led():
+            if ranks.first:
+                with on.silenced(), on.watched():
+                    watch = Watch(
+                        recipe,
+                        model.schedule,
+                        latents,
+                        train=data.train,
+                        held_out=data.held_out,
+                        predict=learner.predict_base,
+                        pocket=model.pocket,
+                    )
         course = Course(run, learner, data, watch)
         course.begin(checkpoint)
 

@@ -15,18 +15,34 @@ Work = TypeVar("Work")
 
 
 def cut(
-    rows: Mapping[str, int], size: int | None, share: tuple[int, int] = (0, 1)
+    rows: Mapping[str, int],
+    size: int | None,
+    share: tuple[int, int] = (0, 1),
+    *,
+    alike: bool = False,
 ) -> Iterator[dict[str, slice]]:
     """Which rows of each origin go together, `size` at a time; None: all of them.
 
-    share: of all rows, only part so many of how many, evenly.
+    share: of all rows, only part so many of how many, evenly. alike: of each origin's rows, which
+    are a multiple of how many: so all parts of a kind are of one size.
 
     >>> list(cut({"pictures": 2, "stay_near": 1}, 2))
     [{'pictures': slice(0, 2, None)}, {'stay_near': slice(0, 1, None)}]
     >>> list(cut({"pictures": 2, "stay_near": 2}, None, (1, 2)))
     [{'stay_near': slice(0, 2, None)}]
+    >>> list(cut({"pictures": 2, "stay_near": 2}, None, (1, 2), alike=True))
+    [{'pictures': slice(1, 2, None), 'stay_near': slice(1, 2, None)}]
     """
-    total, (which, of) = sum(rows.values()), share
+    which, of = share
+    if alike:
+        own = {name: count // of for name, count in rows.items()}
+        for part in cut(own, size):
+            yield {
+                name: slice(where.start + which * own[name], where.stop + which * own[name])
+                for name, where in part.items()
+            }
+        return
+    total = sum(rows.values())
     start, end = total * which // of, total * (which + 1) // of
     for first in range(start, end, size or max(1, end - start)):
         last, begin, part = min(first + (size or total), end), 0, {}

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -30,11 +30,17 @@ SECONDS = 600.0  # long enough for the first to draw its panels
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process of how many this is. Alone, nothing here does anything."""
+    """Which process of how many this is. Alone, nothing here does anything.
+
+    network: what the processes hold a part of each, and so have to pass through together; None
+    where each has it whole. lend: makes a small pass through it.
+    """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    network: Any = field(default=None, repr=False, compare=False)
+    lend: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -59,12 +65,45 @@ class Ranks:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """The first one does the block, then all others."""
+        """The first one does the block, then all others, which ask the network nothing then."""
         if not self.first:
+            self._accompany()
             with self.as_one():  # the first one's end of its turn
                 pass
-        with self.as_one() if self.first else nullcontext():
+        with self.as_one() if self.first else nullcontext(), self._accompanied():
             yield
+
+    @contextmanager
+    def led(self) -> Iterator[None]:
+        """In the block the first one alone asks the network something; all come to it. Where the
+        network is divided, the others lend it their parts, pass by pass."""
+        if not self.first:
+            self._accompany()
+        with self._accompanied():
+            yield
+
+    @contextmanager
+    def _accompanied(self) -> Iterator[None]:
+        """While the block runs in the first one, the others make each of its passes with it."""
+        if self.network is None or not self.first:
+            yield
+            return
+
+        def announce(*_: Any) -> None:
+            self.shared(True)
+
+        # Before the network's own, which gathers the others' parts.
+        hook = self.network.register_forward_pre_hook(announce, prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.shared(False)
+
+    def _accompany(self) -> None:
+        """Make each pass with the first one, until it has done with its block."""
+        while self.lend is not None and self.shared(None):
+            self.lend()
 
     def wait(self) -> None:
         """Until all are here."""
@@ -146,15 +185,17 @@ class Ranks:
 
     @contextmanager
     def as_one(self) -> Iterator[None]:
-        """What fails in one process fails in all, so that none waits for it.
+        """What fails in one process fails in all, so that none waits for it. Where the network is
+        divided the others may be amid a pass then, and find that one is gone.
 
         Raises: the fault where it happened, WorkerLost elsewhere.
         """
         fault: VariegateError | None = None
         try:
-            yield
+            with self._together() if self.network is not None else nullcontext():
+                yield
         except VariegateError as error:
-            if self.size == 1:
+            if self.size == 1 or self.network is not None:
                 raise
             fault = error
         if self.size == 1:

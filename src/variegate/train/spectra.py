@@ -30,12 +30,20 @@ SETTLED = 1e-4  # what is missed of the largest squared singular value
 NOTHING = 1e-6  # a singular value below this share of the largest is rounding
 
 
-def spectra(on: Attached, step: int) -> tuple[list[Measurement], dict[str, dict[str, float]]]:
+def norms(on: Attached) -> dict[str, float]:
+    """The Frobenius norm of the frozen weight under each update, where `spectra` asks for it."""
+    if not on.is_low_rank:
+        return {}
+    return {n: float(torch.linalg.vector_norm(w.float())) for n, w in on.base_weights().items()}
+
+
+def spectra(
+    on: Attached, base: Mapping[str, float], step: int
+) -> tuple[list[Measurement], dict[str, dict[str, float]]]:
     """A number for all layers of each kind, and every layer's own; nothing for adapters whose
-    updates are not one product of two factors."""
+    updates are not one product of two factors. base: the `norms` of what lies under them."""
     if not on.is_low_rank:
         return [], {}
-    weights = on.base_weights()
     layers: dict[str, dict[str, float]] = {}
     with torch.no_grad():
         for names, of in grams(on.low_rank()).values():
@@ -49,12 +57,11 @@ def spectra(on: Attached, step: int) -> tuple[list[Measurement], dict[str, dict[
                 strict=True,
             )
             for name, nuclear, stable, effective, norm in numbers:
-                own = float(torch.linalg.vector_norm(weights[name].float()))
                 layers[name] = {
                     "nuclear_norm": nuclear,
                     "stable_rank": stable,
                     "effective_rank": effective,
-                    "share": norm / max(own, 1e-12),
+                    "share": norm / max(base[name], 1e-12),
                 }
     column = {key: [own[key] for own in layers.values()] for key in next(iter(layers.values()))}
     found = {

@@ -151,11 +151,12 @@ def test_the_report_says_nothing_twice(house: House) -> None:
     told = json.loads(file.read_text(encoding="utf8"))
     said = "It has hardly learnt the subject."
     told["sentence"] = said
-    told["reasons"] = [told["reasons"][0] | {"sentence": s} for s in (said, "And another.")]
+    more = (said, f"{said} More of the same.", "And another.")
+    told["reasons"] = [told["reasons"][0] | {"sentence": sentence} for sentence in more]
     file.write_text(json.dumps(told), encoding="utf8")
     page = house.visitor().get(f"/runs/{house.ids()['run']}/report").text
     assert page.count(said) == 1
-    assert "And another." in page
+    assert all(f"<bdi>{other}</bdi>" in page for other in ("More of the same.", "And another."))
 
 
 def test_a_run_shows_its_stand_its_dial_and_what_the_guard_did(house: House) -> None:

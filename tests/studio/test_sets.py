@@ -374,3 +374,24 @@ def test_keeping_one_of_a_group_sets_the_others_aside(house: House) -> None:
     assert [s.name for s in house.set.shots()] == [shots[1].name, shots[2].name]
     assert visitor.post(f"/pictures/{ids['set']}/undo").status == 200
     assert len(house.set.shots()) == 3
+
+
+def test_pictures_are_read_anew_only_when_they_changed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = ImageSet.read, list[Path]()
+
+    def counted(folder: Path) -> ImageSet:
+        asked.append(folder)
+        return read(folder)
+
+    monkeypatch.setattr(ImageSet, "read", staticmethod(counted))
+    first = house.set.shots()
+    asked.clear()
+    assert PictureSet(house.set.folder).shots() == first
+    assert asked == []
+    for caption in ("a cat", "a dog"):  # of one size, and maybe of one tick of the clock
+        house.set.say({first[0].name: caption})
+        assert house.set.shots()[0].caption == caption
+    (house.set.folder / f"{first[1].name.split('.')[0]}.txt").write_text("by somebody else's hand")
+    assert house.set.shots()[1].caption == "by somebody else's hand"

@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,15 +101,9 @@ class PictureSet:
     def shots(self) -> list[Shot]:
         """Its pictures in the order of their names."""
         try:
-            read = ImageSet.read(self.folder)
-        except ImagesError:
+            return list(_shots(self.folder, self.stamp))
+        except (ImagesError, OSError):
             return []
-        home = self.folder.resolve()
-        return [
-            Shot(p.file.name, p.file, p.prompt)
-            for p in read
-            if p.file is not None and p.file.parent == home
-        ]
 
     def shot(self, name: str) -> Shot | None:
         return next((s for s in self.shots() if s.name == name), None)
@@ -300,6 +294,7 @@ class PictureSet:
         self._keep(steps[-MOST_UNDO:])
 
     def _keep(self, steps: Sequence[dict[str, Any]]) -> None:
+        _shots.cache_clear()  # two changes within a tick of the clock may have one stamp
         text = "".join(json.dumps(s) + "\n" for s in steps)
         _write(self.folder / ".undo.jsonl", text.encode())
 
@@ -360,6 +355,18 @@ def _suffix(file: Path) -> str:
     if head[4:12] in (b"ftypavif", b"ftypavis") and ".avif" in SUFFIXES:
         return ".avif"
     raise ImagesError("it is no picture that can be read here; save it as PNG, JPEG or WebP")
+
+
+@lru_cache(maxsize=64)
+def _shots(folder: Path, stamp: str) -> tuple[Shot, ...]:
+    """The pictures in a folder, opened for what is written in them: a second for some thousands, so
+    not at every page. stamp: what the folder holds. Raises: ImagesError."""
+    home = folder.resolve()
+    return tuple(
+        Shot(p.file.name, p.file, p.prompt)
+        for p in ImageSet.read(folder)
+        if p.file is not None and p.file.parent == home
+    )
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -391,8 +391,7 @@ all as a training picture, less the base's. Plain sampling has {trigger} (trigge
 (class), {named}, {likeness} and {copies}. What stands below are changes against it, means over
 adapters with 95 % intervals over adapters; time is processor time against plain's. On the front is
 what no other way beats both in variety under the trigger and in likeness, of those that all
-adapters were drawn with. Not here: autoguidance against an earlier checkpoint, for which these runs
-keep none, and [ensembles](blending.md).
+adapters were drawn with. Not here: [ensembles](blending.md).
 """
 
 

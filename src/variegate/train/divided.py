@@ -33,7 +33,7 @@ def divider(
     """What leaves this process its part of a network, moved to its device; None where the recipe
     does not ask for it, or one process is alone.
 
-    Raises: RecipeError for what cannot be divided, or not be dealt evenly.
+    Raises: RecipeError for a base that was handed over.
     """
     if not recipe.memory.divided or ranks.size == 1:
         return None

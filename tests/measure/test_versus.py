@@ -109,10 +109,24 @@ def test_the_subject_is_recognised_in_as_many_pictures_as_are_as_like() -> None:
         assert number(recognised(own, one)).value >= 0  # a share of the same pictures' times
 
 
-def test_another_subject_that_is_nearly_as_like_is_not_recognised() -> None:
-    own, other = evidence(0.03, share=1.0), evidence(0.03, share=0.6)
-    assert number(likeness_versus(own, other)).value > -0.2
-    assert number(recognised(own, other)).value < 0.1
+def test_what_is_more_the_base_than_the_subject_is_not_recognised() -> None:
+    own = evidence(0.03, share=1.0)
+    assert number(recognised(own, evidence(0.03, share=0.3))).value < 0.2
+
+
+def test_a_subject_that_every_picture_shows_is_recognised_as_often_when_pictures_are_less_alike() -> (
+    None
+):
+    alike, varied = evidence(0.03, share=1.0), evidence(0.1, share=0.9)
+    assert number(likeness_versus(alike, varied)).value < -0.05
+    assert number(recognised(alike, varied)).value > 0.85
+
+
+def test_the_line_between_base_and_subject_is_drawn_from_all_that_is_known_of_the_base() -> None:
+    own, other = evidence(0.05, share=1.0), evidence(0.05, share=0.6)
+    wide = functional.normalize(rows("more", 0.6, middle=torch.eye(16)[1]), dim=1)
+    few, many = (number(recognised(own, other, base)).value for base in (None, wide))
+    assert many < few - 0.2  # a base that draws the like anyway: less of it tells the subject
 
 
 def test_a_subject_that_is_drawn_otherwise_is_kept_whole() -> None:

@@ -282,6 +282,13 @@ def _faces(
     return View(encoder.id, ours, theirs), tuple(found)
 
 
+def identities(pictures: ImageSet, encoders: Sequence[Encoder]) -> Float[Tensor, "n i"]:
+    """Who is in the pictures, as in the `identity` of evidence that these encoders gather."""
+    first = next(e for e in encoders if not _finds_copies(e))
+    rows = pictures.features(first)
+    return first.identity(rows) if isinstance(first, KnowsIdentity) else rows
+
+
 def in_identity(encoder: Encoder, view: View) -> View:
     """The view in what the encoder knows of who is in the picture, where it knows that apart."""
     if not isinstance(encoder, KnowsIdentity):

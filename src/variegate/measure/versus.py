@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,12 @@ from variegate.measurement import Measurement, Missing
 # Of the spread of likeness among an adapter's own pictures: how far from their median one is to lie
 # to count as surely like, or unlike, the subject.
 CLEAR = 0.5
+# Along the line that best tells the subject from what the base draws anyway: how many of the base's
+# own standard deviations lie between its middle and a picture that may be either, and at most how
+# much of the way. On the pocket, where a judge knows, 4 to 6 do as well.
+APART, FARTHEST = 5.0, 0.8
+SHRINK = 0.6  # of that line's covariance, drawn towards a ball: pictures are few beside features
+TOLD_APART = 0.8  # what it counts beside likeness to training pictures and to the other's pictures
 # A headline and the group of prompts that it is read from.
 _CLASS = ("variety_vs_base", "class")
 _TRIGGER = ("trigger_variety_vs_base", "trigger")
@@ -109,17 +116,25 @@ def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
     return tuple(found)
 
 
-def recognised(left: Evidence, right: Evidence) -> Measurement | Missing:
+def recognised(
+    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o i"] | None = None
+) -> Measurement | Missing:
     """How often the right adapter's trigger pictures show the subject, for each time that the
     left's do.
 
-    A picture counts by how surely it is as like the subject as the better half of the left's
-    pictures, the mean of two: like the training pictures, and like what the left adapter draws;
-    the mean over pictures over that of the left's own, at the same seeds. `likeness`, a mean of
-    cosines, hardly moves while one subject turns into another, since pictures of neither count as
-    nearly as like; nearness to the training pictures alone can rise while the subject goes.
+    A picture counts mostly by how surely it lies on the training pictures' side of Fisher's line
+    between them and what the base draws anyway: five of the base's standard deviations from its
+    middle. The rest is how surely it is as like the subject as the better half of the left's
+    pictures, the mean of two: like the training pictures, and like what the left adapter draws.
+    The mean over pictures over that of the left's own, at the same seeds. `likeness`, a mean of
+    cosines, still rises when every picture shows the subject already, as pictures become alike, and
+    hardly moves while one subject turns into another.
+
+    ordinary: who is in pictures of the base (`gather.identities`), the more of them the surer the
+    line; None: those of the left evidence.
+    Source: R. A. Fisher, The use of multiple measurements in taxonomic problems, 1936.
     """
-    name, found = "recognised", paired_recognised(left, right)
+    name, found = "recognised", paired_recognised(left, right, ordinary)
     if isinstance(found, Missing):
         return found
     values = 1 + np.array([np.mean(own) for own in found])
@@ -132,7 +147,9 @@ def recognised(left: Evidence, right: Evidence) -> Measurement | Missing:
     return Measurement(name, value, *bounds, n, "higher", unit, source=source)
 
 
-def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...], ...] | Missing:
+def paired_recognised(
+    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o i"] | None = None
+) -> tuple[tuple[float, ...], ...] | Missing:
     """What `recognised` is the mean of, less 1, seed by seed of each trigger prompt that both were
     asked."""
     name, who = "recognised", left.identity
@@ -158,20 +175,42 @@ def paired_recognised(left: Evidence, right: Evidence) -> tuple[tuple[float, ...
         same = cosines[range(len(rows)), range(start, start + len(rows))]
         return (cosines.sum(1) - same) / max(1, len(drawn) - 1)
 
+    apart = _apart(who.base if ordinary is None else ordinary, subject)
     learnt = _surely((drawn @ subject.T).mean(1), [(x @ subject.T).mean(1) for x in theirs])
     alike = _surely(
         to_others(drawn, 0),
         [to_others(x, int(starts[i])) for x, (i, _) in zip(theirs, shared, strict=True)],
     )
-    mine = ((learnt[0] + alike[0]) / 2).split(sizes)
+
+    def counted(
+        rows: Float[Tensor, "k d"], one: Float[Tensor, " k"], other: Float[Tensor, " k"]
+    ) -> Float[Tensor, " k"]:
+        return TOLD_APART * apart(rows) + (1 - TOLD_APART) * (one + other) / 2
+
+    mine = counted(drawn, learnt[0], alike[0]).split(sizes)
     whole = float(
         torch.cat([mine[i][: len(x)] for x, (i, _) in zip(theirs, shared, strict=True)]).mean()
     )
     found = []
-    for (i, _), one, other in zip(shared, learnt[1], alike[1], strict=True):
-        gap = (one + other) / 2 - mine[i][: len(one)]
+    for (i, _), rows, one, other in zip(shared, theirs, learnt[1], alike[1], strict=True):
+        gap = counted(rows, one, other) - mine[i][: len(rows)]
         found.append(tuple((gap / whole).tolist()))
     return tuple(found)
+
+
+def _apart(
+    base: Float[Tensor, "o d"], subject: Float[Tensor, "t d"]
+) -> Callable[[Float[Tensor, "k d"]], Float[Tensor, " k"]]:
+    """How surely a picture is of the subject, along Fisher's line between both."""
+    middle, there = base.mean(0), subject.mean(0)
+    around = torch.cat([base - middle, subject - there])
+    spread = around.T @ around / len(around)
+    ball = torch.eye(len(spread)) * spread.diagonal().mean()
+    line = torch.linalg.solve((1 - SHRINK) * spread + SHRINK * ball, there - middle)
+    start, way = middle @ line, (there - middle) @ line
+    soft = max(float((base @ line / way).std(correction=0)), 1e-3)
+    edge = min(APART * soft, FARTHEST)
+    return lambda rows: (((rows @ line - start) / way - edge) / soft).sigmoid()
 
 
 def _surely(

@@ -16,7 +16,7 @@ from variegate.errors import Interrupted, RequestError
 from variegate.formats.privacy import without_folders
 from variegate.judged import write_json
 from variegate.measure import Verdict, measure
-from variegate.measure.versus import gain, kept, recognised
+from variegate.measure.versus import gain, kept
 from variegate.measurement import Measurement, Missing
 from variegate.pick.handing import SHOWN, cannot_tell, export, page_rows, reason
 from variegate.pick.points import MOST, Point, checkpoints_of, grid
@@ -279,7 +279,7 @@ def _settled(
     none = "it is the plain point itself"
     same = point == reference
     grown = Missing("variety_gain", none) if same else gain(left, right)
-    closer = Missing("recognised", none) if same else recognised(left, right)
+    closer = Missing("recognised", none) if same else bench.as_often(left, right)
     verdict = measure(right)
     if not bench.learnt_known:
         verdict = replace(verdict, notes=(*verdict.notes, *bench.told[-1:]))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from torch import Tensor
 
 from variegate.adapter import Adapter
 from variegate.blended import sampling_of
@@ -15,6 +18,7 @@ from variegate.formats import own_notes, reading_of, trigger_of
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import short_hash
 from variegate.measure import Evidence, PlannedPrompt, gather, prompt_plan
+from variegate.measure.gather import identities
 from variegate.measure.readings import likeness
 from variegate.measure.versus import (
     gain,
@@ -159,14 +163,28 @@ class Bench:
         assert isinstance(like, Measurement)
         return Sight(prompts, variety.value, like.value)
 
+    @cached_property
+    def ordinary(self) -> Tensor:
+        """Who is in what the base draws at all prompts of the search: however little is drawn of a
+        point, the subject is told from that."""
+        return identities(self.draw_base(self.searched, self.quick), self.encoders)
+
     def differences(self, left: Point, right: Point) -> Differences:
-        return differences(self.evidence[left], self.evidence[right])
+        return self._between(self.evidence[left], self.evidence[right])
+
+    def _between(self, left: Evidence, right: Evidence) -> Differences:
+        found = paired_recognised(left, right, self.ordinary)
+        like = () if isinstance(found, Missing) else found
+        return Differences(paired_variety(left, right), like)
 
     def variety(self, point: Point) -> Measurement | Missing:
         return kept(self.evidence[point])
 
     def likeness(self, reference: Point, point: Point) -> Measurement | Missing:
-        return recognised(self.evidence[reference], self.evidence[point])
+        return self.as_often(self.evidence[reference], self.evidence[point])
+
+    def as_often(self, left: Evidence, right: Evidence) -> Measurement | Missing:
+        return recognised(left, right, self.ordinary)
 
     def draw_whole(self, point: Point) -> tuple[ImageSet, ImageSet]:
         """All of a point's pictures that the full grid would take, and the base's."""
@@ -193,7 +211,7 @@ class Bench:
         pictures = len(drawn) * sum(len(line.seeds) for line in plan)
         fell = ""
         if choice != reference:
-            gap = differences(drawn[reference], drawn[choice])
+            gap = self._between(drawn[reference], drawn[choice])
             grown = gain(drawn[reference], drawn[choice])
             if gap.like < 1 - margin - SLACK or too_unlike(gap, margin):
                 fell = (
@@ -268,12 +286,6 @@ class Bench:
         point = Point(last.name, last.step, 1.0, self.own.guidance_scale)
         out = self.home(point, self.quick) / "subject"
         return sample(self.model, last.adapter, asked, plan=self.quick, out=out, say=told)
-
-
-def differences(left: Evidence, right: Evidence) -> Differences:
-    """What the race compares of two points."""
-    found = paired_recognised(left, right)
-    return Differences(paired_variety(left, right), () if isinstance(found, Missing) else found)
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,7 @@ def test_what_is_more_the_base_than_the_subject_is_not_recognised() -> None:
     assert number(recognised(own, evidence(0.03, share=0.3))).value < 0.2
 
 
-def test_a_subject_that_every_picture_shows_is_recognised_as_often_when_pictures_are_less_alike() -> (
-    None
-):
+def test_where_every_picture_shows_the_subject_less_alike_ones_count_as_much() -> None:
     alike, varied = evidence(0.03, share=1.0), evidence(0.1, share=0.9)
     assert number(likeness_versus(alike, varied)).value < -0.05
     assert number(recognised(alike, varied)).value > 0.85

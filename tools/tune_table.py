@@ -1,6 +1,7 @@
 """The searches of docs/tuning.md: as many trials by `tune`, by chance, and the field's defaults.
 
     python tools/tune_table.py run --minutes 60     # does what is not done yet; run it again
+    python tools/tune_table.py run --minutes 60 --ailments "four pictures"   # beside another
     python tools/tune_table.py table                # docs/tuning.md, below its mark
 
 Each case is an ailment of the benchmark with one seed. A search sees only what the product measures
@@ -58,6 +59,11 @@ MARK = "<!-- made by tools/tune_table.py: what stands below is written over -->\
 
 def place() -> Path:
     return cache_dir() / "tune" / POCKET.mark
+
+
+def rows_home() -> Path:
+    """The lines of all trials, in the repository: hours of work that another day goes on with."""
+    return ROOT / "tools" / "rows" / "tune" / POCKET.mark
 
 
 class Case:
@@ -120,9 +126,9 @@ def _lend(recipe: Recipe, key: str, runs: Path, *, back: bool = False) -> None:
 # --- the arms -----------------------------------------------------------------------------------
 
 
-def run_all(minutes: float) -> None:
+def run_all(minutes: float, ailments: Sequence[str]) -> None:
     start = time.monotonic()
-    for case in _cases():
+    for case in _cases(ailments):
         for arm in ARMS:
             for told in chain(_arm(case, arm), _judge(case, arm)):
                 print(f"{case.name}, {arm}: {told}", flush=True)
@@ -130,9 +136,9 @@ def run_all(minutes: float) -> None:
                     return
 
 
-def _cases() -> list[Case]:
+def _cases(ailments: Sequence[str] = AILMENTS) -> list[Case]:
     """Seed by seed, so that a table that is cut short is a whole one of fewer seeds."""
-    return [Case(ailment, seed) for seed in range(SEEDS) for ailment in AILMENTS]
+    return [Case(ailment, seed) for seed in range(SEEDS) for ailment in ailments]
 
 
 def _arm(case: Case, arm: str) -> Iterator[str]:
@@ -147,7 +153,6 @@ def _arm(case: Case, arm: str) -> Iterator[str]:
 
 def _judge(case: Case, arm: str) -> Iterator[str]:
     """Have the judge read what an arm offers, and no more."""
-    home_of = place() / "arms"
     known = _judgements()
     for line in offered(rowfile.read(_file(case, arm))):
         if line["key"] in known:
@@ -160,16 +165,16 @@ def _judge(case: Case, arm: str) -> Iterator[str]:
         )
         row = judged(cell)
         true = {name: row[f"true.{name}"] for name in JUDGED}
-        rowfile.add(home_of / "judged.jsonl", {"key": line["key"], **true})
+        rowfile.add(rows_home() / "judged.jsonl", {"key": line["key"], **true})
         yield f"true {true['likeness']:.2f}, {true['entropy']:.2f}: {', '.join(settings)}"
 
 
 def _judgements() -> dict[str, dict[str, float]]:
-    return {line["key"]: line for line in rowfile.read(place() / "arms" / "judged.jsonl")}
+    return {line["key"]: line for line in rowfile.read(rows_home() / "judged.jsonl")}
 
 
 def _file(case: Case, arm: str) -> Path:
-    return place() / "arms" / f"{case.ailment}-{case.seed}-{arm}.jsonl".replace(" ", "-")
+    return rows_home() / f"{case.ailment}-{case.seed}-{arm}.jsonl".replace(" ", "-")
 
 
 def _line(case: Case, cell: Cell, outcome: Outcome, values: Mapping[str, Value]) -> dict[str, Any]:
@@ -195,7 +200,8 @@ def _line(case: Case, cell: Cell, outcome: Outcome, values: Mapping[str, Value])
 def _tuned(case: Case, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """As the verb does it: the recipe first, scouts, then what Optuna suggests. The study is told
     what is done already, so that it goes on as it would have."""
-    url = f"sqlite:///{place() / 'arms' / f'{case.ailment}-{case.seed}.db'}".replace(" ", "-")
+    place().mkdir(parents=True, exist_ok=True)
+    url = f"sqlite:///{place() / f'{case.ailment}-{case.seed}.db'}".replace(" ", "-")
     book = Book(
         url,
         f"{case.name}/{len(done)}",
@@ -394,9 +400,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--ailments", nargs="+", choices=AILMENTS, default=AILMENTS)
     args = parser.parse_args()
     if args.stage == "run":
-        run_all(args.minutes)
+        run_all(args.minutes, args.ailments)
         return
     page = ROOT / "docs" / "tuning.md"
     part = page_part(_found())

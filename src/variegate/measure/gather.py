@@ -282,11 +282,9 @@ def _faces(
     return View(encoder.id, ours, theirs), tuple(found)
 
 
-def identities(pictures: ImageSet, encoders: Sequence[Encoder]) -> Float[Tensor, "n i"]:
-    """Who is in the pictures, as in the `identity` of evidence that these encoders gather."""
-    first = next(e for e in encoders if not _finds_copies(e))
-    rows = pictures.features(first)
-    return first.identity(rows) if isinstance(first, KnowsIdentity) else rows
+def first_features(pictures: ImageSet, encoders: Sequence[Encoder]) -> Float[Tensor, "n d"]:
+    """The pictures as in the first view of evidence that these encoders gather."""
+    return pictures.features(next(e for e in encoders if not _finds_copies(e)))
 
 
 def in_identity(encoder: Encoder, view: View) -> View:

@@ -117,7 +117,7 @@ def paired_variety(left: Evidence, right: Evidence) -> tuple[float, ...]:
 
 
 def recognised(
-    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o i"] | None = None
+    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o d"] | None = None
 ) -> Measurement | Missing:
     """How often the right adapter's trigger pictures show the subject, for each time that the
     left's do.
@@ -130,8 +130,8 @@ def recognised(
     cosines, still rises when every picture shows the subject already, as pictures become alike, and
     hardly moves while one subject turns into another.
 
-    ordinary: who is in pictures of the base (`gather.identities`), the more of them the surer the
-    line; None: those of the left evidence.
+    ordinary: the base's pictures through the first encoder (`gather.first_features`), the more of
+    them the surer the line; None: those of the left evidence.
     Source: R. A. Fisher, The use of multiple measurements in taxonomic problems, 1936.
     """
     name, found = "recognised", paired_recognised(left, right, ordinary)
@@ -148,7 +148,7 @@ def recognised(
 
 
 def paired_recognised(
-    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o i"] | None = None
+    left: Evidence, right: Evidence, ordinary: Float[Tensor, "o d"] | None = None
 ) -> tuple[tuple[float, ...], ...] | Missing:
     """What `recognised` is the mean of, less 1, seed by seed of each trigger prompt that both were
     asked."""
@@ -175,7 +175,8 @@ def paired_recognised(
         same = cosines[range(len(rows)), range(start, start + len(rows))]
         return (cosines.sum(1) - same) / max(1, len(drawn) - 1)
 
-    apart = _apart(who.base if ordinary is None else ordinary, subject)
+    whole_view = left.views[0]
+    apart = _apart(whole_view.base if ordinary is None else ordinary, whole_view)
     learnt = _surely((drawn @ subject.T).mean(1), [(x @ subject.T).mean(1) for x in theirs])
     alike = _surely(
         to_others(drawn, 0),
@@ -187,21 +188,24 @@ def paired_recognised(
     ) -> Float[Tensor, " k"]:
         return TOLD_APART * apart(rows) + (1 - TOLD_APART) * (one + other) / 2
 
-    mine = counted(drawn, learnt[0], alike[0]).split(sizes)
+    seen = [whole_view.of_adapter(line)[: line.paired] for line in asked]
+    mine = counted(torch.cat(seen), learnt[0], alike[0]).split(sizes)
     whole = float(
         torch.cat([mine[i][: len(x)] for x, (i, _) in zip(theirs, shared, strict=True)]).mean()
     )
     found = []
-    for (i, _), rows, one, other in zip(shared, theirs, learnt[1], alike[1], strict=True):
-        gap = counted(rows, one, other) - mine[i][: len(rows)]
+    for (i, line), one, other in zip(shared, learnt[1], alike[1], strict=True):
+        gap = counted(right.views[0].of_adapter(line)[: len(one)], one, other) - mine[i][: len(one)]
         found.append(tuple((gap / whole).tolist()))
     return tuple(found)
 
 
 def _apart(
-    base: Float[Tensor, "o d"], subject: Float[Tensor, "t d"]
+    base: Float[Tensor, "o d"], view: View
 ) -> Callable[[Float[Tensor, "k d"]], Float[Tensor, " k"]]:
-    """How surely a picture is of the subject, along Fisher's line between both."""
+    """How surely a picture is of the subject, along Fisher's line between it and the base's."""
+    assert view.train is not None
+    subject = view.train if view.held_out is None else torch.cat([view.train, view.held_out])
     middle, there = base.mean(0), subject.mean(0)
     around = torch.cat([base - middle, subject - there])
     spread = around.T @ around / len(around)

@@ -18,7 +18,7 @@ from variegate.formats import own_notes, reading_of, trigger_of
 from variegate.images import ImageSet, cache_dir
 from variegate.judged import short_hash
 from variegate.measure import Evidence, PlannedPrompt, gather, prompt_plan
-from variegate.measure.gather import identities
+from variegate.measure.gather import first_features
 from variegate.measure.readings import likeness
 from variegate.measure.versus import (
     gain,
@@ -165,9 +165,9 @@ class Bench:
 
     @cached_property
     def ordinary(self) -> Tensor:
-        """Who is in what the base draws at all prompts of the search: however little is drawn of a
-        point, the subject is told from that."""
-        return identities(self.draw_base(self.searched, self.quick), self.encoders)
+        """What the base draws at all prompts of the search: however little is drawn of a point, the
+        subject is told from that."""
+        return first_features(self.draw_base(self.searched, self.quick), self.encoders)
 
     def differences(self, left: Point, right: Point) -> Differences:
         return self._between(self.evidence[left], self.evidence[right])

@@ -114,6 +114,15 @@ def test_what_is_more_the_base_than_the_subject_is_not_recognised() -> None:
     assert number(recognised(own, evidence(0.03, share=0.3))).value < 0.2
 
 
+def test_somebody_else_across_the_line_is_told_by_the_last_fifth_alone() -> None:
+    own = evidence(0.03, share=1.0)
+    turned = own.identity.adapter.clone()
+    turned[:, 2] += turned[:, 0]  # another direction, as far from the base
+    view = replace(own.identity, adapter=functional.normalize(turned, dim=1))
+    other = replace(own, views=(view,), identity=view, layout=view)
+    assert 0.7 < number(recognised(own, other)).value < 0.95
+
+
 def test_where_every_picture_shows_the_subject_less_alike_ones_count_as_much() -> None:
     alike, varied = evidence(0.03, share=1.0), evidence(0.1, share=0.9)
     assert number(likeness_versus(alike, varied)).value < -0.05

@@ -127,8 +127,8 @@ def recognised(
     middle. The rest is how surely it is as like the subject as the better half of the left's
     pictures, the mean of two: like the training pictures, and like what the left adapter draws.
     The mean over pictures over that of the left's own, at the same seeds. `likeness`, a mean of
-    cosines, still rises when every picture shows the subject already, as pictures become alike, and
-    hardly moves while one subject turns into another.
+    cosines, still rises when every picture shows the subject already, as pictures become alike.
+    Somebody else, who differs across the line and not along it, is missed but for the rest.
 
     ordinary: the base's pictures through the first encoder (`gather.first_features`), the more of
     them the surer the line; None: those of the left evidence.

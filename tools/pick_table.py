@@ -1,10 +1,12 @@
 """How far `variegate pick` stays behind the whole grid that it draws a quarter of, by the judge.
 
     python tools/pick_table.py run --minutes 60   # goes on where it stopped
+    python tools/pick_table.py run --minutes 60 --subjects taco ghost   # beside another
     python tools/pick_table.py table              # docs/picking.md, below its mark
 
 The runs are the benchmark's: plain and field settings on pictures that make an adapter collapse and
-on healthy ones, each with four checkpoints. Every point of the grid is drawn whole
+on healthy ones, each with four checkpoints; of the subjects that are held out there, since what
+`pick` goes by was chosen on the others. Every point of the grid is drawn whole
 (8 prompts of each group, 4 pictures a prompt) and read by the judge; then `pick` searches the same
 grid at a quarter of its pictures, which it finds drawn, and only its last check is drawn anew.
 """
@@ -15,7 +17,8 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 import rowfile  # noqa: E402
 
-from variegate.bench.ailments import scenes_of  # noqa: E402
+from variegate.bench.ailments import NEW, scenes_of  # noqa: E402
 from variegate.bench.contenders import named  # noqa: E402
 from variegate.bench.suite import Cell  # noqa: E402
 from variegate.bench.testbed import POCKET  # noqa: E402
@@ -41,7 +44,7 @@ from variegate.train import train  # noqa: E402
 
 AILMENTS = ("one-sided", "eight pictures", "one background", "healthy")
 CONTENDERS = ("plain", "diffusers", "OneTrainer")
-SEEDS = 3
+RUNS = 30
 CHECKPOINTS = 4
 STRENGTHS = (0.6, 0.8, 1.0)
 GUIDANCE = (1.0, 1.4)
@@ -55,26 +58,36 @@ def home() -> Path:
     return cache_dir() / "pick-table" / POCKET.mark
 
 
-def run_all(minutes: float) -> None:
-    file, start = home() / "rows.jsonl", time.monotonic()
-    done = {row["key"] for row in rowfile.read(file)}
+def rows_file() -> Path:
+    """In the repository: hours of work that another day goes on with."""
+    return ROOT / "tools" / "rows" / "pick" / f"{POCKET.mark}.jsonl"
+
+
+def run_all(minutes: float, subjects: Sequence[str]) -> None:
+    start = time.monotonic()
+    done = {row["key"] for row in rowfile.read(rows_file())}
     for cell in cells():
         recipe = recipe_of(cell)
         key = cell.key(recipe)
-        if key in done:
+        if key in done or POCKET.subject(cell.ailment, cell.seed) not in subjects:
             continue
         if time.monotonic() - start > 60 * minutes:
             return
         row = row_of(cell, recipe, key)
-        rowfile.add(file, row)
+        rowfile.add(rows_file(), row)
         print(_told(row), flush=True)
 
 
-def cells() -> Iterator[Cell]:
-    for seed in range(SEEDS):
-        for contender in named(CONTENDERS, POCKET.contenders):
-            for ailment in AILMENTS:
-                yield Cell(POCKET.ailments[ailment], contender, seed)
+def cells() -> list[Cell]:
+    """Subject by subject in turn, each with other settings and pictures than the one before."""
+    pairs = [(a, c) for a in AILMENTS for c in named(CONTENDERS, POCKET.contenders)]
+    found = list[Cell]()
+    for turn in range(-(-RUNS // len(NEW))):
+        for seed in range(len(NEW)):
+            ailment, contender = pairs[(turn + 2 * seed) % len(pairs)]
+            unseen = replace(POCKET.ailments[ailment], held_out=True)
+            found.append(Cell(unseen, contender, seed))
+    return found[:RUNS]
 
 
 def recipe_of(cell: Cell) -> Recipe:
@@ -106,6 +119,7 @@ def row_of(cell: Cell, recipe: Recipe, key: str) -> dict[str, Any]:
         "ailment": cell.ailment.name,
         "contender": cell.contender.name,
         "seed": cell.seed,
+        "subject": POCKET.subject(cell.ailment, cell.seed),
         "points": judged,
         "picked": found.point.name,
         "searched": found.searched.name,
@@ -234,7 +248,7 @@ def page_part(rows: Sequence[dict[str, Any]]) -> str:
         judged = {p["name"]: (p["entropy"], p["likeness"], p["plain"]) for p in row["points"]}
         best = points[best_of(judged)]
         cells_ = [
-            f"{row['ailment']}, {row['contender']}, {row['seed']}",
+            f"{row['ailment']}, {row['contender']}, {row['subject']}",
             f"`{best['name']}`",
             f"`{row['picked']}`",
             f"{best['entropy']:.2f} | {mine['entropy']:.2f}",
@@ -296,7 +310,7 @@ correlation of {recognised} over runs, the mean likeness of the verdict at {mean
 
 def _told(row: dict[str, Any]) -> str:
     return (
-        f"{row['ailment']}, {row['contender']}, {row['seed']}: regret {regret(row):+.2f} (fair "
+        f"{row['ailment']}, {row['contender']}, {row['subject']}: regret {regret(row):+.2f} (fair "
         f"{fair_regret(row):+.2f}, plain {plain_regret(row):+.2f}), likeness {short(row):+.2f} "
         f"short, {row['samples']} of {row['of_grid']}, {row['seconds']} s"
     )
@@ -306,12 +320,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--subjects", nargs="+", choices=NEW, default=NEW)
     args = parser.parse_args()
     if args.stage == "run":
-        run_all(args.minutes)
+        run_all(args.minutes, args.subjects)
         return
     page = ROOT / "docs" / "picking.md"
-    part = page_part(rowfile.read(home() / "rows.jsonl"))
+    part = page_part(rowfile.read(rows_file()))
     rowfile.write_below(page, MARK, part)
     print(part)
 

@@ -1,7 +1,7 @@
 """The searches of docs/tuning.md: as many trials by `tune`, by chance, and the field's defaults.
 
     python tools/tune_table.py run --minutes 60     # does what is not done yet; run it again
-    python tools/tune_table.py run --minutes 60 --ailments "four pictures"   # beside another
+    python tools/tune_table.py run --minutes 60 --ailments "four pictures" --arms chance field
     python tools/tune_table.py table                # docs/tuning.md, below its mark
 
 Each case is an ailment of the benchmark with one seed. A search sees only what the product measures
@@ -126,10 +126,10 @@ def _lend(recipe: Recipe, key: str, runs: Path, *, back: bool = False) -> None:
 # --- the arms -----------------------------------------------------------------------------------
 
 
-def run_all(minutes: float, ailments: Sequence[str]) -> None:
+def run_all(minutes: float, ailments: Sequence[str], arms: Sequence[str]) -> None:
     start = time.monotonic()
     for case in _cases(ailments):
-        for arm in ARMS:
+        for arm in arms:
             for told in chain(_arm(case, arm), _judge(case, arm)):
                 print(f"{case.name}, {arm}: {told}", flush=True)
                 if time.monotonic() - start > 60 * minutes:
@@ -400,10 +400,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--minutes", type=float, default=60)
+    # Two processes may share the work, neither with an ailment's arm that the other has.
     parser.add_argument("--ailments", nargs="+", choices=AILMENTS, default=AILMENTS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     args = parser.parse_args()
     if args.stage == "run":
-        run_all(args.minutes, args.ailments)
+        run_all(args.minutes, args.ailments, args.arms)
         return
     page = ROOT / "docs" / "tuning.md"
     part = page_part(_found())

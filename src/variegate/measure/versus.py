@@ -138,7 +138,7 @@ def recognised(
     if isinstance(found, Missing):
         return found
     values = 1 + np.array([np.mean(own) for own in found])
-    value, unit, n = float(values.mean()), "1 as often as the other", len(values)
+    value, unit, n = float(values.mean()), "times as often as the other", len(values)
     source = f"{right.identity.encoder}, the same prompts, percentile bootstrap over prompts"
     if n < 2:
         return Measurement(name, value, None, None, n, "higher", unit, source=source)

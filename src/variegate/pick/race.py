@@ -156,7 +156,7 @@ def race(
         left = budget - found.pictures
         going = _next(found, longer, each, left, _stages(size, prompts), margin)
         if len(going) < 2:
-            found.stopped_because = f"the budget of {budget} pictures was spent"
+            found.stopped_because = "what is left of the budget does not reach for another stage"
             break
         size = longer
     deepest = max(found.sights[p].prompts for p in found.left)

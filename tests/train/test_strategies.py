@@ -251,7 +251,8 @@ def test_captions_are_dropped_and_pictures_mirrored_at_their_rate() -> None:
 def test_masked_loss_counts_the_subject_fully_and_is_normalised() -> None:
     masks = torch.zeros(1, 8, 8)
     masks[:, :, :4] = 1
-    places = one("masked_loss", outside=0.1).weigh_places(masks)
+    schedule, low = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon"), torch.tensor([1])
+    places = one("masked_loss", outside=0.1).weigh_places(masks, schedule, low)
     assert places is not None
     target = torch.zeros(1, 4, 8, 8)
     left, right = target.clone(), target.clone()
@@ -261,6 +262,25 @@ def test_masked_loss_counts_the_subject_fully_and_is_normalised() -> None:
     torch.testing.assert_close(
         row_losses(left + right, target, places), row_losses(left + right, target)
     )
+
+
+def test_masked_loss_does_not_enlarge_what_noise_hides_above_its_boundary() -> None:
+    masks = torch.zeros(2, 8, 8)  # a small subject and a large one, and both may be behind the noise
+    masks[0, 3:5, 3:5] = 1
+    masks[1, 1:7, 1:7] = 1
+    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
+
+    def learnt(at: int, **settings: float) -> float:
+        """How much of the subject the best answer has where the large one alone reaches."""
+        timesteps = torch.tensor([at, at])
+        places = one("masked_loss", **settings).weigh_places(masks, schedule, timesteps)
+        assert places is not None
+        counts = places / places.sum((1, 2), keepdim=True)
+        return float(((counts * masks).sum(0) / counts.sum(0))[1, 1])
+
+    assert learnt(9) == pytest.approx(0.72, abs=0.01)
+    assert learnt(9, boundary=0.5) == pytest.approx(0.5, abs=0.001)
+    assert learnt(0, boundary=0.5) == pytest.approx(learnt(0), abs=0.001)
 
 
 def test_min_snr_weighs_rows() -> None:

@@ -152,6 +152,13 @@ class MaskedLoss(Entry):
     """Count the loss on the subject fully and outside of it only a little."""
 
     outside: float = Field(0.1, ge=0, le=1, description="weight outside the subject")
+    boundary: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the noise schedule above which the whole picture counts: counting "
+        "the subject alone enlarges it there",
+    )
 
 
 class NewBackground(Entry):

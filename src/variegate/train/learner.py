@@ -102,7 +102,7 @@ class Learner:
         rows = {"pictures": Rows(noised, batch.timesteps, batch.captions, batch.frames, turns)}
         rows |= {name: extra.rows for name, extra in beside.items()}
         target = schedule.target(batch.latents, noise, batch.timesteps)
-        places = weigh_places(strategies, batch.masks)
+        places = weigh_places(strategies, schedule, batch)
         weights = weigh_rows(strategies, schedule, batch)
         counts = {name: len(r.prompts) for name, r in rows.items()}
         if divided := self.ranks.network is not None:

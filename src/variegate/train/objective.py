@@ -47,12 +47,12 @@ def cost_of(
 
 
 def weigh_places(
-    strategies: Iterable[Strategy], masks: Float[Tensor, "b y x"]
+    strategies: Iterable[Strategy], schedule: NoiseSchedule, batch: Batch
 ) -> Float[Tensor, "b y x"] | None:
     """All strategies' weights of places, multiplied; None when none has any."""
     weights = None
     for strategy in strategies:
-        own = strategy.weigh_places(masks)
+        own = strategy.weigh_places(batch.masks, schedule, batch.timesteps)
         if own is not None:
             weights = own if weights is None else weights * own
     return weights

@@ -184,7 +184,9 @@ class Strategy:
         """What each row's loss counts; None: one."""
         return None
 
-    def weigh_places(self, masks: Float[Tensor, "b y x"]) -> Float[Tensor, "b y x"] | None:
+    def weigh_places(
+        self, masks: Float[Tensor, "b y x"], schedule: NoiseSchedule, timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b y x"] | None:
         """What each place in the latents counts, given the subject's share there; None: one."""
         return None
 

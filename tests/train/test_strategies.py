@@ -265,7 +265,9 @@ def test_masked_loss_counts_the_subject_fully_and_is_normalised() -> None:
 
 
 def test_masked_loss_does_not_enlarge_what_noise_hides_above_its_boundary() -> None:
-    masks = torch.zeros(2, 8, 8)  # a small subject and a large one, and both may be behind the noise
+    masks = torch.zeros(
+        2, 8, 8
+    )  # a small subject and a large one, and both may be behind the noise
     masks[0, 3:5, 3:5] = 1
     masks[1, 1:7, 1:7] = 1
     schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")

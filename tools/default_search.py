@@ -49,6 +49,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "layout .92, nothing moved": (*FREE, "strategies.layout_prior.boundary=0.92"),
     "layout, nothing moved, min-SNR": (*FREE, "strategies.min_snr=on"),
     "layout": MOVED,
+    "no masked loss": ("strategies.masked_loss=off",),
+    **{f"masked below .{b}": (f"strategies.masked_loss.boundary=0.{b}",) for b in (4, 5, 6)},
+    **{
+        f"masked below .{b}, zoom .65": (
+            f"strategies.masked_loss.boundary=0.{b}",
+            "strategies.zoom_shift.zoom_min=0.65",
+        )
+        for b in (5, 6)
+    },
+    "masked below .5, zoom .65, hotter": (
+        "strategies.masked_loss.boundary=0.5",
+        "strategies.zoom_shift.zoom_min=0.65",
+        "optimizer.lr=2e-3",
+    ),
 }
 
 
@@ -83,7 +97,7 @@ LAYOUT = (
     "strategies.layout_prior.boundary=0.92",
     "strategies.layout_prior.batch_size=4",
 )
-FIGURES = ("entropy", "class", "trigger", "likeness", "named")
+FIGURES = ("entropy", "class", "trigger", "trigger.size", "likeness", "named")
 ON_PLAIN = {
     "light": LIGHT,
     "light, hotter": (*LIGHT, "optimizer.lr=1.2e-3"),
@@ -151,9 +165,10 @@ def make(minutes: float, only: list[str], share: tuple[int, int]) -> None:
 
 def table() -> str:
     lines = [
-        "| pictures of | recipe | entropy | class | trigger | likeness | words followed | steps |"
+        "| pictures of | recipe | entropy | class | trigger | its size | likeness "
+        "| words followed | steps |"
     ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines.append("|" + "---|" * 9)
     best = {(row["ailment"], row["strategy"]): row for row in rows()}
     for (ailment, name), row in sorted(
         best.items(), key=lambda x: (x[0][0], -x[1]["true.entropy"])

@@ -327,7 +327,9 @@ def _true(line: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def page_part(cases: Sequence[tuple[str, Mapping[str, Sequence[Mapping[str, Any]]]]]) -> str:
-    told = [HEAD.format(trials=TRIALS, scouts=SCOUTS, field=", ".join(FIELD[:-1]))]
+    told = [HEAD.format(trials=TRIALS, scouts=SCOUTS, field=", ".join(FIELD[:-1])).rstrip(), ""]
+    if len(cases) < (whole := len(AILMENTS) * SEEDS):
+        told += [f"**{len(cases)} of {whole} cases are done so far**: an example, and no proof.", ""]
     told.append("| pictures | arm | trials | hypervolume of what it offers | the point to take: ")
     told[-1] += "likeness | variety |"
     told.append("|" + "---|" * 6)
@@ -371,8 +373,8 @@ HEAD = """\
 Made by `tools/tune_table.py` on the pocket. Each case is an ailment of the
 [benchmark](benchmark.md) with one seed and its own subject; ranges are those of `--preset pocket`,
 one training seed each. `tune` had {trials} settings, {scouts} of them as scouts; chance drew as
-many from the same ranges, the recipe as it is first in both; the field's defaults are {field}, and
-the plain recipe. Ranges are the preset's but for 80 to 240 steps. Each arm offers the front of
+many from the same ranges, the recipe as it is first in both; the field's defaults are {field},
+and the plain recipe. Ranges are the preset's but for 80 to 240 steps. Each arm offers the front of
 what the product measured of its trials; the judge then reads pictures of those runs that no arm has
 seen (304 of each). Hypervolume is of likeness (share of trigger pictures that show the subject) and
 variety (entropy as a share of the base's) from the corner where both are nought: 1 is the most.

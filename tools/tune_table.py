@@ -329,7 +329,10 @@ def _true(line: Mapping[str, Any]) -> tuple[float, float]:
 def page_part(cases: Sequence[tuple[str, Mapping[str, Sequence[Mapping[str, Any]]]]]) -> str:
     told = [HEAD.format(trials=TRIALS, scouts=SCOUTS, field=", ".join(FIELD[:-1])).rstrip(), ""]
     if len(cases) < (whole := len(AILMENTS) * SEEDS):
-        told += [f"**{len(cases)} of {whole} cases are done so far**: an example, and no proof.", ""]
+        told += [
+            f"**{len(cases)} of {whole} cases are done so far**: an example, and no proof.",
+            "",
+        ]
     told.append("| pictures | arm | trials | hypervolume of what it offers | the point to take: ")
     told[-1] += "likeness | variety |"
     told.append("|" + "---|" * 6)

@@ -43,6 +43,11 @@ FREE = (
     "optimizer.lr=2e-3",
 )
 MOVED = (*FREE, "strategies.zoom_shift=on", "strategies.new_background=on")
+BELOW = (
+    "strategies.masked_loss.boundary=0.5",
+    "strategies.zoom_shift.zoom_min=0.65",
+    "optimizer.lr=2e-3",
+)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "layout, nothing moved": FREE,
@@ -58,10 +63,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         )
         for b in (5, 6)
     },
-    "masked below .5, zoom .65, hotter": (
-        "strategies.masked_loss.boundary=0.5",
-        "strategies.zoom_shift.zoom_min=0.65",
-        "optimizer.lr=2e-3",
+    "masked below .5, zoom .65, hotter": BELOW,
+    "masked below .5, zoom .65, hotter, own ground .1": (
+        *BELOW,
+        "strategies.masked_loss.own_ground=0.1",
     ),
 }
 

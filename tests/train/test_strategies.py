@@ -285,6 +285,15 @@ def test_masked_loss_does_not_enlarge_what_noise_hides_above_its_boundary() -> N
     assert learnt(0, boundary=0.5) == pytest.approx(learnt(0), abs=0.001)
 
 
+def test_masked_loss_leaves_grounds_to_pictures_on_others_above_its_boundary() -> None:
+    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
+    at, moved = torch.tensor([0, 0, 9, 9]), torch.tensor([False, True, False, True])
+    weights = one("masked_loss", boundary=0.5, own_ground=0.1).weigh_grounds(schedule, at, moved)
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.tensor([1, 1, 0.1, 1]))
+    assert one("masked_loss", boundary=0.5).weigh_grounds(schedule, at, moved) is None
+
+
 def test_min_snr_weighs_rows() -> None:
     schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
     weights = one("min_snr", gamma=5.0).weigh_rows(schedule, torch.arange(10))

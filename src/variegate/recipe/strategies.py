@@ -159,6 +159,13 @@ class MaskedLoss(Entry):
         description="share of the noise schedule above which the whole picture counts: counting "
         "the subject alone enlarges it there",
     )
+    own_ground: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="what a picture on its own ground counts above the boundary, where grounds are "
+        "learnt; with new_background on, less than 1 leaves them to the others",
+    )
 
 
 class NewBackground(Entry):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from variegate import seeds
@@ -50,7 +50,8 @@ LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
 class Batch:
     """What one step learns from. masks: the subject's share of each place in the latents.
 
-    frames: what part of its file each row shows, None for pictures that come from no file.
+    frames: what part of its file each row shows, None for pictures that come from no file. moved:
+    whether its subject lies on a ground that is not its own.
     """
 
     keys: list[str]
@@ -60,6 +61,7 @@ class Batch:
     masks: Float[Tensor, "b y x"]
     noise: Float[Tensor, "b c y x"]
     timesteps: Int[Tensor, " b"]
+    moved: Bool[Tensor, " b"]
 
 
 def read_training_set(
@@ -128,12 +130,14 @@ class _Row(NamedTuple):
     frame: Frame | None
     latent: Float[Tensor, "c y x"]
     mask: Float[Tensor, "y x"]
+    moved: bool
 
     def told(self) -> dict[str, Any]:
         """All of it but the numbers, as JSON has it."""
         frame = self.frame and self.frame.to_json()
         shape = list(self.latent.shape)
-        return {"key": self.key, "caption": self.caption, "frame": frame, "shape": shape}
+        told = {"key": self.key, "caption": self.caption, "frame": frame, "shape": shape}
+        return told | {"moved": self.moved}
 
 
 class Latents:
@@ -181,6 +185,7 @@ class Latents:
             masks=torch.stack([row.mask for row in rows]).to(device),
             noise=noise.to(device),
             timesteps=timesteps.to(device),
+            moved=torch.tensor([row.moved for row in rows], device=device),
         )
 
     def _shared_out(self, stream: Streamed, step: int, ranks: Ranks) -> list[_Row]:
@@ -213,6 +218,7 @@ class Latents:
                 Frame.read(facts[row]["frame"]),
                 planes[row, :channels],
                 planes[row, channels],
+                facts[row]["moved"],
             )
             for row in range(size)
         ]
@@ -232,7 +238,8 @@ class Latents:
         )
         for strategy in strategies:
             caption = strategy.caption(caption, step, row, found.seen)
-        return _Row(example.key, caption, found.frame, found.latent, found.mask)
+        moved = "ground" in found.seen.changed
+        return _Row(example.key, caption, found.frame, found.latent, found.mask, moved)
 
     def encoded(self, example: Example, variant: int = -1, *, mirrored: bool = False) -> Encoded:
         """One variant of a picture; variant -1 is the picture itself.

@@ -64,9 +64,12 @@ def weigh_rows(
     """All strategies' weights of rows, multiplied."""
     weights = torch.ones(len(batch.timesteps), device=batch.timesteps.device)
     for strategy in strategies:
-        own = strategy.weigh_rows(schedule, batch.timesteps)
-        if own is not None:
-            weights = weights * own
+        for own in (
+            strategy.weigh_rows(schedule, batch.timesteps),
+            strategy.weigh_grounds(schedule, batch.timesteps, batch.moved),
+        ):
+            if own is not None:
+                weights = weights * own
     return weights
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from variegate.adapter import Attached
@@ -182,6 +182,12 @@ class Strategy:
         self, schedule: NoiseSchedule, timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"] | None:
         """What each row's loss counts; None: one."""
+        return None
+
+    def weigh_grounds(
+        self, schedule: NoiseSchedule, timesteps: Int[Tensor, " b"], moved: Bool[Tensor, " b"]
+    ) -> Float[Tensor, " b"] | None:
+        """The same, given whether each row's subject lies on a ground that is not its own."""
         return None
 
     def weigh_places(

@@ -48,6 +48,7 @@ BELOW = (
     "strategies.zoom_shift.zoom_min=0.65",
     "optimizer.lr=2e-3",
 )
+OWN_GROUND = (*BELOW, "strategies.masked_loss.own_ground=0.1")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "layout, nothing moved": FREE,
@@ -64,9 +65,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         for b in (5, 6)
     },
     "masked below .5, zoom .65, hotter": BELOW,
-    "masked below .5, zoom .65, hotter, own ground .1": (
-        *BELOW,
-        "strategies.masked_loss.own_ground=0.1",
+    "masked below .5, zoom .65, hotter, own ground .1": OWN_GROUND,
+    "masked below .5, zoom .65, hotter, own ground .1, 700 steps": (
+        *OWN_GROUND,
+        "optimizer.steps=700",
     ),
 }
 

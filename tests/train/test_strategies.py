@@ -17,6 +17,7 @@ from PIL import Image
 from variegate import seeds
 from variegate.bench import world
 from variegate.diffusion import NoiseSchedule
+from variegate.errors import RecipeError
 from variegate.images import ImageSet, Picture
 from variegate.recipe import Recipe, Strategies
 from variegate.train.data import read_training_set
@@ -265,9 +266,7 @@ def test_masked_loss_counts_the_subject_fully_and_is_normalised() -> None:
 
 
 def test_masked_loss_does_not_enlarge_what_noise_hides_above_its_boundary() -> None:
-    masks = torch.zeros(
-        2, 8, 8
-    )  # a small subject and a large one, and both may be behind the noise
+    masks = torch.zeros(2, 8, 8)  # a small subject and a large one, as likely behind the noise
     masks[0, 3:5, 3:5] = 1
     masks[1, 1:7, 1:7] = 1
     schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10), "epsilon")
@@ -292,6 +291,8 @@ def test_masked_loss_leaves_grounds_to_pictures_on_others_above_its_boundary() -
     assert weights is not None
     torch.testing.assert_close(weights, torch.tensor([1, 1, 0.1, 1]))
     assert one("masked_loss", boundary=0.5).weigh_grounds(schedule, at, moved) is None
+    with pytest.raises(RecipeError, match="set boundary too"):
+        one("masked_loss", own_ground=0.1)
 
 
 def test_min_snr_weighs_rows() -> None:

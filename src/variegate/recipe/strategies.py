@@ -167,6 +167,14 @@ class MaskedLoss(Entry):
         "learnt; with new_background on, less than 1 leaves them to the others",
     )
 
+    @model_validator(mode="after")
+    def _own_ground_above_something(self) -> MaskedLoss:
+        if self.own_ground < 1 and self.boundary is None:
+            raise ValueError(
+                "own_ground counts above a boundary, and none is set; set boundary too"
+            )
+        return self
+
 
 class NewBackground(Entry):
     """Cut the subject out and lay it on other grounds, some from the base's own samples."""

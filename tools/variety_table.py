@@ -1,11 +1,12 @@
 """What each method of sampling does to a finished adapter's pictures, by the judge.
 
-    python tools/variety_table.py run --minutes 45   # goes on where it stopped
-    python tools/variety_table.py table              # docs/sampling.md, below its mark, and effects
+    python tools/variety_table.py run --minutes 45              # goes on where it stopped
+    python tools/variety_table.py run --minutes 45 --part 1/2   # beside another with --part 2/2
+    python tools/variety_table.py table                         # docs/sampling.md, and effects
 
 The adapters are the benchmark's, in different states: what the plain recipe, the default and the
-field's settings trained on pictures that make an adapter collapse, and on healthy ones. Those that
-the benchmark left are used first, any other is trained. All methods draw the same prompts at the
+field's settings trained on pictures that make an adapter collapse, and on healthy ones. One that
+the benchmark left is used, any other is trained. All methods draw the same prompts at the
 same seeds, and time is the processor's own, so that other work on the machine does not count.
 """
 
@@ -49,8 +50,7 @@ AILMENTS = (
     *("silent captions", "text encoder", "wide", "healthy"),
 )
 CONTENDERS = ("plain", "diffusers", "OneTrainer", "kohya", "default")
-SEEDS = 2
-ADAPTERS = 24  # at most
+ADAPTERS = 20
 # Of each group the first prompts, eight seeds each: 96 pictures of a method.
 PROMPTS = {"trigger": 8, "class": 4}
 SEEDS_EACH = 8
@@ -122,19 +122,21 @@ WAYS = (
 
 
 def rows_file() -> Path:
-    return cache_dir() / "variety" / POCKET.mark / f"rows-{VERSION}.jsonl"
+    """In the repository: hours of work that another day goes on with."""
+    return ROOT / "tools" / "rows" / "variety" / f"{POCKET.mark}-{VERSION}.jsonl"
 
 
 # --- drawing and judging ------------------------------------------------------------------------
 
 
-def run_all(minutes: float, names: Sequence[str] = ()) -> None:
+def run_all(minutes: float, names: Sequence[str] = (), part: tuple[int, int] = (1, 1)) -> None:
     """Adapter by adapter, each with every way before the next: a table cut short is a whole one of
-    fewer adapters. names: of the ways, where not all are wanted; plain is always drawn."""
+    fewer adapters. names: of the ways, where not all are wanted; plain is always drawn. part: the
+    how-manieth of how many processes this is, each of which takes its own adapters."""
     file, start = rows_file(), time.monotonic()
     done = {(row["key"], row["way"], row["asked"]) for row in rowfile.read(file)}
     same = {(row["key"], row["asked"]): row for row in rowfile.read(file)}
-    for cell, recipe, key in _cells():
+    for cell, recipe, key in _cells()[part[0] - 1 :: part[1]]:
         for way in WAYS:
             if names and way.name not in ("plain", *names):
                 continue
@@ -155,17 +157,15 @@ def run_all(minutes: float, names: Sequence[str] = ()) -> None:
 
 
 def _cells() -> list[tuple[Cell, Recipe, str]]:
-    """Those whose run is there already first, then by what is quickest to train."""
-    cells = [
-        Cell(POCKET.ailments[ailment], contender, seed)
-        for seed in range(SEEDS)
-        for contender in named(CONTENDERS, POCKET.contenders)
-        for ailment in AILMENTS
-    ]
-    found = [(cell, recipe, cell.key(recipe)) for cell in cells for recipe in (cell.recipe(),)]
-    there = [each for each in found if _adapter(each[2]).exists()]
-    rest = [each for each in found if not _adapter(each[2]).exists()]
-    return [*there, *rest][: max(ADAPTERS, len(there))]
+    """In such an order that any beginning of them holds different states."""
+    found = []
+    for i in range(ADAPTERS):
+        turn, ailment = divmod(i, len(AILMENTS))
+        contender = CONTENDERS[(i + turn) % len(CONTENDERS)]
+        cell = Cell(POCKET.ailments[AILMENTS[ailment]], *named([contender], POCKET.contenders), 0)
+        recipe = cell.recipe()
+        found.append((cell, recipe, cell.key(recipe)))
+    return found
 
 
 def _adapter(key: str) -> Path:
@@ -236,7 +236,7 @@ def _row(cell: Cell, recipe: Recipe, key: str, way: Way) -> dict[str, Any] | Non
     if plan is None:
         return None
     model, learnt = POCKET.load(recipe), read_adapter(_adapter(key))
-    base = rows_file().parent / "base" / recipe.class_noun
+    base = cache_dir() / "variety" / POCKET.mark / "base" / recipe.class_noun
     sample(model, None, _requests(recipe, of_base=True), plan=recipe.sampling, out=base)
     subject = POCKET.subject(cell.ailment, cell.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -409,14 +409,22 @@ def effects(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return told
 
 
+def _part(text: str) -> tuple[int, int]:
+    own, _, of = text.partition("/")
+    if not (own.isdigit() and of.isdigit() and 1 <= int(own) <= int(of)):
+        raise argparse.ArgumentTypeError("say it as 1/2: the first of two")
+    return int(own), int(of)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--way", action="append", default=[], choices=[way.name for way in WAYS])
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N")
     args = parser.parse_args()
     if args.stage == "run":
-        run_all(args.minutes, args.way)
+        run_all(args.minutes, args.way, args.part)
         return
     page = ROOT / "docs" / "sampling.md"
     rows = rowfile.read(rows_file())

@@ -98,7 +98,7 @@ def _chart(points: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Any
         )
     return scatter(
         dots,
-        axes=("shows the subject, of the plain one's times", "variety, share of the base's"),
+        axes=("shows the subject, share of the best plain point's", "variety, share of the base's"),
         label="Every point that was drawn, by how often it shows the subject and by variety.",
         prefix="front",
     )

@@ -43,7 +43,7 @@ FREE = (
     "optimizer.lr=2e-3",
 )
 MOVED = (*FREE, "strategies.zoom_shift=on", "strategies.new_background=on")
-# What the default was before masks ended at a boundary: the rows of docs/benchmark.md start from it.
+# What the default was before masks ended at a boundary: rows of docs/benchmark.md start from it.
 BEFORE = (
     "strategies.masked_loss=off",
     "strategies.masked_loss=on",

@@ -18,12 +18,11 @@ from variegate.audit.descriptors import (
     colour_shares,
     distances,
     look,
-    oklab,
     phash_bits,
-    subject_box,
 )
 from variegate.audit.effective import effective_number
 from variegate.bench import world
+from variegate.images.placement import oklab, subject_box
 from variegate.measure.vendi import vendi_from_kernel
 
 

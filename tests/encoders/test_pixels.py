@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from variegate.bench import world
 from variegate.encoders import Encoder
-from variegate.encoders.pixels import Layout, Thumbnail, _to_lab, in_gray
+from variegate.encoders.pixels import Layout, Placement, Thumbnail, _to_lab, in_gray
 
 
 def plain(rgb: tuple[int, int, int], side: int = 64) -> Image.Image:
@@ -50,3 +51,25 @@ def test_sepia_and_black_and_white_are_one_without_colour() -> None:
     sepia = ImageOps.colorize(ramp, "#1c0f05", "#fff1d6")
     apart = np.asarray(in_gray(sepia), int) - np.asarray(in_gray(ramp.convert("RGB")), int)
     assert np.abs(apart).max() <= 2
+
+
+def test_placement_tells_where_the_subject_stands_and_how_large_and_not_on_what() -> None:
+    rng = np.random.default_rng(0)
+
+    def rows(**fixed: str) -> torch.Tensor:
+        scenes = [world.draw_scene(rng, ("robot",), **fixed) for _ in range(16)]
+        return Placement().images([Image.fromarray(world.render(s)) for s in scenes])
+
+    corners = {(x, y): rows(position=f"{y} {x}")[:, :2].mean(0) for x in X for y in Y}
+    for (x, y), middle in corners.items():
+        assert torch.allclose(middle, torch.tensor([X[x], Y[y]]), atol=0.07)
+    small, medium, large = (rows(size=size, position="center")[:, 2] for size in world.SIZES)
+    assert small.quantile(0.75) < medium.median() < large.quantile(0.25)
+    on_green, on_any = rows(colour="green"), rows()
+    assert torch.allclose(on_green.std(0), on_any.std(0), atol=0.05)
+    assert Placement().images([]).shape == (0, 3)
+
+
+# Where the corners of the pocket's world lie, of the side.
+X = {"left": 0.34, "right": 0.66}
+Y = {"top": 0.34, "bottom": 0.66}

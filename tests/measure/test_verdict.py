@@ -328,6 +328,23 @@ def test_what_became_alike_is_named_most_alike_first() -> None:
     assert "What became alike" not in told(whole)
 
 
+def test_a_subject_that_always_stands_alike_is_told_and_no_label_rests_on_it() -> None:
+    place = Measurement("trigger_variety_vs_base@place", 0.2, 0.1, 0.3, 16)
+    size = Measurement("trigger_variety_vs_base@size", 0.4, 0.3, 0.69, 16)
+    verdict = ill(place, size)
+    assert verdict.labels == ("healthy",)
+    (note,) = [n for n in verdict.notes if "comes in much the same" in n]
+    assert "the same place and size: it keeps 20 % of the base's variety of places" in note
+    assert "(surely between 10 % and 30 %) and 40 %" in note
+    unsure = replace(size, high=0.7)
+    assert "the same place: it keeps" in "".join(ill(place, unsure).notes)
+    assert not ill(unsure).notes
+    narrowed = headline("trigger_variety_vs_base", 0.3, 0.2, 0.4, p=0.0001)
+    verdict = ill(*narrowed, place)
+    assert not any("comes in much the same" in note for note in verdict.notes)
+    assert "What became alike: places (20 % of the base's variety)" in told(verdict)
+
+
 def test_the_plainest_case_is_told() -> None:
     example = "on 'a toy' its 4 pictures amount to 1.1 different ones, the base's to 3.6"
     worst = Measurement("variety_vs_base", 0.5, 0.4, 0.65, 32, example=example)

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageOps
 
-SIDE = 64  # pixels that descriptors look at
+from variegate.images.placement import SIDE, border, oklab, subject_box
+
 LAYOUT = 8  # cells a side
-EDGE = 8  # pixels of SIDE that count as border
 HASH_BITS = 64
 
 # Distance between two unrelated pictures, per descriptor: the median over pairs of photographs of
@@ -49,10 +49,9 @@ def look(picture: Image.Image) -> Look:
     """All descriptors of one RGB picture, whatever its size."""
     small = picture.resize((SIDE, SIDE), Image.Resampling.BOX)
     lab = oklab(np.asarray(small, np.float64) / 255)
-    border = _border()
     grid = layout(lab)
     return Look(
-        background=colour_shares(lab[border]),
+        background=colour_shares(lab[border()]),
         palette=colour_shares(lab.reshape(-1, 3)),
         composition=grid.reshape(-1, 3),
         mirrored_composition=grid[:, ::-1].reshape(-1, 3),
@@ -60,30 +59,6 @@ def look(picture: Image.Image) -> Look:
         mirrored_structure=phash_bits(ImageOps.mirror(picture)),
         box=subject_box(lab),
     )
-
-
-def oklab(rgb: Float[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
-    """sRGB in 0..1 to Oklab: lightness 0..1, then green-red and blue-yellow in about -0.3..0.3.
-
-    Source: Ottosson, A perceptual color space for image processing, 2020.
-    """
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_lms = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    lab: np.ndarray = np.cbrt(linear @ to_lms.T) @ to_lab.T
-    return lab
 
 
 def colour_shares(lab: Float[np.ndarray, "pixels 3"]) -> Float[np.ndarray, "colours"]:
@@ -120,52 +95,6 @@ def layout(lab: Float[np.ndarray, "side side 3"]) -> Float[np.ndarray, "rows col
 def phash_bits(picture: Image.Image) -> Bool[np.ndarray, "bits"]:
     """The 64 bits of the perceptual hash (signs of low frequencies about their median)."""
     return np.asarray(imagehash.phash(picture).hash, dtype=bool).ravel()
-
-
-def subject_box(lab: Float[np.ndarray, "side side 3"]) -> Float[np.ndarray, "3"]:
-    """Centre x, centre y and size of what differs from the border, as shares of the side.
-
-    Each pixel is weighed by its distance to the nearest of the border's main colours, beyond what
-    the border itself shows. A picture that is all border has its centre in the middle, size 0.
-    """
-    edge = lab[_border()]
-    anchors = _main_colours(edge)
-    far = np.linalg.norm(lab[:, :, None] - anchors, axis=-1).min(-1)
-    typical = np.quantile(far[_border()], 0.9)
-    weight = np.clip(far - typical - 0.02, 0, 0.25)
-    total = weight.sum()
-    if total <= 1e-9:
-        return np.array([0.5, 0.5, 0.0])
-    y, x = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
-    cx, cy = float((weight * x).sum() / total), float((weight * y).sum() / total)
-    spread = np.sqrt((weight * ((x - cx) ** 2 + (y - cy) ** 2)).sum() / total)
-    return np.array([cx, cy, float(2 * spread)])
-
-
-def _border() -> Bool[np.ndarray, "side side"]:
-    """The left, right and upper edges: what stands on the ground reaches the lower one."""
-    mask = np.zeros((SIDE, SIDE), bool)
-    mask[:EDGE], mask[:, :EDGE], mask[:, -EDGE:] = True, True, True
-    return mask
-
-
-def _main_colours(
-    lab: Float[np.ndarray, "pixels 3"], n: int = 4
-) -> Float[np.ndarray, "colours_found 3"]:
-    """Up to n colours that lie far apart among the pixels: a few rounds of k-means."""
-    centres = [np.median(lab, 0)]
-    for _ in range(n - 1):
-        far = np.linalg.norm(lab[:, None] - np.stack(centres), axis=-1).min(-1)
-        if np.quantile(far, 0.9) < 0.05:
-            break
-        centres.append(lab[np.argsort(far)[int(0.9 * len(far))]])
-    found = np.stack(centres)
-    for _ in range(4):
-        nearest = np.linalg.norm(lab[:, None] - found, axis=-1).argmin(-1)
-        found = np.stack(
-            [lab[nearest == i].mean(0) if (nearest == i).any() else c for i, c in enumerate(found)]
-        )
-    return found
 
 
 def distances(looks: list[Look]) -> dict[str, Float[np.ndarray, "n n"]]:

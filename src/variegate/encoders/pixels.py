@@ -1,7 +1,8 @@
 """Features that are plain pixels: no network, no download, never out of their depth.
 
 `Layout` is what surrounds and arranges a picture (colours and roughness by place) and knows next
-to nothing of who is in it; `Palette` is its colours wherever they stand, `Border` its outer edge.
+to nothing of who is in it; `Palette` is its colours wherever they stand, `Border` its outer edge,
+`Placement` where its subject stands and how large.
 `Thumbnail` is the picture itself made small, for finding copies; its rows are not scaled to unit
 length.
 """
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from variegate import seeds
 from variegate.encoders import Encoder
 from variegate.errors import EncoderError
+from variegate.images import placement
 
 SIDE = 64  # pixels of a thumbnail's side
 CELLS = 8  # layout cells per side
@@ -115,6 +117,21 @@ class Border(_Wordless):
         return F.normalize(_looks(pictures)[:, ring.flatten()].flatten(1), dim=1)
 
 
+class Placement(_Wordless):
+    """Where in each picture its subject stands and how large it is: rows `[3]` of its centre across
+    and down and its size, as shares of the side. They are not scaled to unit length.
+
+    The subject is what differs from the picture's edges (`images.placement`).
+    """
+
+    id = "placement-1"
+
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
+        small = _arrays(pictures, placement.SIDE)
+        boxes = [placement.subject_box(placement.oklab(picture)) for picture in small]
+        return torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 3))
+
+
 def _looks(pictures: Sequence[Image.Image]) -> Float[Tensor, "n c w"]:
     """Colour and roughness of each of 64 cells, written out in waves whose products are a Gaussian
     kernel on them."""
@@ -128,11 +145,15 @@ def _looks(pictures: Sequence[Image.Image]) -> Float[Tensor, "n c w"]:
 
 
 def _small(pictures: Sequence[Image.Image], side: int) -> Float[Tensor, "n 3 s s"]:
+    return torch.from_numpy(_arrays(pictures, side)).permute(0, 3, 1, 2)
+
+
+def _arrays(pictures: Sequence[Image.Image], side: int) -> Float[np.ndarray, "n s s 3"]:
     arrays = [
         np.asarray(p.convert("RGB").resize((side, side), Image.Resampling.BOX)) for p in pictures
     ]
     stacked = np.stack(arrays) if arrays else np.zeros((0, side, side, 3), np.uint8)
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+    return stacked.astype(np.float32) / 255
 
 
 def _to_lab(rgb: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:

@@ -48,6 +48,15 @@ class View:
     def of_base(self, line: Line) -> Float[Tensor, "k d"]:
         return self.base[list(line.base_rows)]
 
+    def columns(self, some: slice) -> View:
+        """Of the pictures' features, some columns alone."""
+
+        def of(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else rows[:, some]
+
+        pictures = (self.train, self.held_out)
+        return View(self.encoder, self.adapter[:, some], self.base[:, some], *map(of, pictures))
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -55,7 +64,8 @@ class Evidence:
 
     views: one per named encoder; the first decides. identity: who is in the picture, by the first
     encoder if it can tell that apart, else the first view again. layout: what surrounds it.
-    axes: parts of the composition by name (palette, background), to say what became alike.
+    axes: parts of the composition by name (palette, background, the subject's place and size), to
+    say what became alike.
     gray, gray_identity, gray_layout: view, identity and layout without colour, to tell a narrower
     palette from narrower pictures; the first two only where the adapter's palettes vary less.
     faces: the largest face of each picture that shows one, when a detector was named;

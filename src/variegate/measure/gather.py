@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from variegate.encoders import Encoder, KnowsIdentity
 from variegate.encoders.faces import FaceFinder
-from variegate.encoders.pixels import Border, Gray, Layout, Palette, Thumbnail
+from variegate.encoders.pixels import Border, Gray, Layout, Palette, Placement, Thumbnail
 from variegate.errors import EncoderError, FeaturesError, ImagesError
 from variegate.images import ImageSet, Picture
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
@@ -72,7 +72,7 @@ def gather(
         faces=shown,
         face_lines=face_lines,
         thumbnails=pixels["thumbnails"],
-        axes={name: pixels[name] for name in ("palette", "background")},
+        axes={name: pixels[name] for name in ("palette", "background", "place", "size")},
         copies=None if sscd is None else _view(sscd, sets, lines),
         pictures=tuple(_name(p) for p in adapter),
         trained_on=tuple(_name(p) for p in train_images or ()),
@@ -207,6 +207,7 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
         "gray layout": Gray(Layout()),
         "palette": Palette(),
         "background": Border(),
+        "placement": Placement(),
         "thumbnails": Thumbnail(),
     }
     rows: dict[str, list[Tensor | None]] = {}
@@ -224,7 +225,8 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
         assert adapter is not None
         assert base is not None
         views[name] = View(encoder.id, adapter, base, rows["train"][i], rows["held_out"][i])
-    return views
+    placed = views["placement"]
+    return views | {"place": placed.columns(slice(0, 2)), "size": placed.columns(slice(2, 3))}
 
 
 def _gray_view(

@@ -24,6 +24,7 @@ from variegate.measure.wording import (
     listed,
     palette_only,
     passed,
+    placed_alike,
     what_is_alike,
 )
 from variegate.measurement import (
@@ -90,6 +91,8 @@ def judge(
         reasons.append(
             Reason("undertrained", "warn", "likeness", SENTENCES["undertrained"](learnt))
         )
+    if "trigger-narrowed" not in alarmed and (note := placed_alike(found)):
+        notes.append(note)
     if not alarmed:
         doubted = {reason.measurement for reason in split}
         doubts = _doubts(rules, {**found, **in_stead}, missing)

@@ -181,7 +181,31 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-AXES = {"faces": "faces", "background": "backgrounds", "palette": "colours"}
+AXES = {
+    "faces": "faces",
+    "background": "backgrounds",
+    "palette": "colours",
+    "place": "places",
+    "size": "sizes",
+}
+# Of the base's variety of places, or of sizes: of a flawless adapter no interval lies below this.
+PLACED_ALIKE = 0.7
+
+
+def placed_alike(found: Mapping[str, Measurement]) -> str:
+    """That the subject surely stands alike where the rest varies, which no label rests on."""
+    parts = [(word, found.get(f"trigger_variety_vs_base@{word}")) for word in ("place", "size")]
+    lost = [(w, m) for w, m in parts if m and m.high is not None and m.high < PLACED_ALIKE]
+    if not lost:
+        return ""
+    kept = [
+        f"{_percent(m.value)} of the base's variety of {w}s{_between(m, _percent)}" for w, m in lost
+    ]
+    return (
+        f"With the trigger word the subject comes in much the same {listed([w for w, _ in lost])}:"
+        f" it keeps {listed(kept)}. No label rests on this, which pixels alone tell: look at the"
+        " pictures."
+    )
 
 
 def what_is_alike(found: Mapping[str, Measurement], m: Measurement, *, below: float) -> str:

@@ -219,7 +219,7 @@ def demo(
     ),
     seed: Seed = None,
 ) -> None:
-    """See collapse and its prevention in five minutes: no GPU, no download."""
+    """See collapse and its prevention in a few minutes: no GPU, no download."""
     from variegate import trial as room
 
     document = room.demo(out=out.resolve(), seed=seed or 0, say=door.say)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import argparse
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool() -> Any:
-    file = ROOT / "tools" / "variety_table.py"
-    spec = importlib.util.spec_from_file_location("variety_table", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["variety_table"] = module
-    spec.loader.exec_module(module)
-    return module
+def tool() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")  # where it finds what the tools share
+        yield importlib.import_module("variety_table")
 
 
 def row(key: int, way: str, trigger: float, likeness: float, seconds: float) -> dict[str, Any]:
@@ -72,3 +68,12 @@ def test_a_row_of_other_settings_is_replaced_by_the_later_one(tool: Any) -> None
     found = tool.changes([*rows, row(0, "cads", 0.3, 0.8, 5.0)])
     assert found["cads"]["trigger"].mean == pytest.approx(0.1)
     assert tool.page_part([]) == "Not measured yet.\n"
+
+
+def test_processes_share_the_adapters_and_each_is_taken_once(tool: Any) -> None:
+    keys = [key for *_, key in tool._cells()]
+    assert len(set(keys)) == tool.ADAPTERS >= 20
+    assert tool._part("2/3") == (2, 3)
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="first of two"):
+            tool._part(wrong)

@@ -95,6 +95,20 @@ def test_a_subject_is_not_zoomed_below_the_size_at_which_it_is_seen(
     assert max(sides) > 0.9
 
 
+def test_by_area_a_subject_is_moved_the_less_often_the_smaller_it_is() -> None:
+    def moved(size: str, found: bool = True) -> float:
+        scene = world.Scene("robot", "yellow", "plain", size, "center")
+        pixels = torch.from_numpy(world.render(scene)).permute(2, 0, 1).float() / 255
+        picture = Shot(pixels, torch.from_numpy(world.render_mask(scene)), found)
+        strategy = one("zoom_shift", p=0.8, by_area=True)
+        return sum(strategy.alter(picture, ("a.png", n)) is not picture for n in range(200)) / 200
+
+    assert moved("large") == pytest.approx(0.75, abs=0.08)
+    assert moved("medium") == pytest.approx(0.4, abs=0.08)
+    assert moved("small") == pytest.approx(0.22, abs=0.08)
+    assert moved("small", found=False) == pytest.approx(0.8, abs=0.08)
+
+
 def test_a_shift_alone_loses_no_detail() -> None:
     picture, _ = shot()
     moved, mask, covered = move(picture.pixels, picture.mask, 1.0, (0.125, -0.0625))

@@ -146,6 +146,11 @@ class ZoomShift(Entry):
         description="longer side of the subject, as a share of the picture's, below which it is "
         "not zoomed out: details that are not to be seen cannot be learnt",
     )
+    by_area: bool = Field(
+        False,
+        description="p is for a subject that fills the picture and can stand nowhere else; the "
+        "smaller one is, the less often it is moved",
+    )
 
 
 class MaskedLoss(Entry):

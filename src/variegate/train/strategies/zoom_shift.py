@@ -18,6 +18,8 @@ from variegate.recipe import Recipe, ZoomShift
 from variegate.train.paint import likely_subject, paint_open
 from variegate.train.strategies.base import Shot, Strategy
 
+FILLS = 0.5  # share of the picture that the square about a subject takes up which fills it
+
 
 class MovePictures(Strategy):
     needs_masks = True
@@ -30,7 +32,7 @@ class MovePictures(Strategy):
     def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
         generator = seeds.at(self.seed, "zoom_shift", *address)
         p, u, x, y = torch.rand(4, generator=generator).tolist()
-        if p >= self.plan.p:
+        if p >= self._chance(shot):
             return shot
         least = self.plan.zoom_min
         if shot.found:
@@ -51,6 +53,11 @@ class MovePictures(Strategy):
             mask=mask if shot.found else shot.mask,
             changed=shot.changed | {"layout"},
         )
+
+    def _chance(self, shot: Shot) -> float:
+        if not (self.plan.by_area and shot.found):
+            return self.plan.p
+        return self.plan.p * min(1.0, extent(shot.mask) ** 2 / FILLS)
 
 
 def extent(mask: Float[Tensor, "h w"]) -> float:

@@ -2,6 +2,7 @@
 
     python tools/default_search.py runs --minutes 60 [--only NAME ...]   # goes on where it was
     python tools/default_search.py table
+    python tools/default_search.py demo --only "as it is"   # the same of the demo's pictures
 
 The default with one setting or a few changed, and the field beside it, on four ailments with a
 subject each. What is looked for: likeness no lower than any of the field's, and then entropy.
@@ -23,9 +24,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from variegate import formats, recipes  # noqa: E402
 from variegate.bench.ailments import AILMENTS  # noqa: E402
 from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
+from variegate.bench.truth import read_pictures, truth  # noqa: E402
+from variegate.measure import prompt_plan  # noqa: E402
+from variegate.models import load  # noqa: E402
+from variegate.sample import Request, sample  # noqa: E402
+from variegate.train import train  # noqa: E402
+
+DEMO = ROOT / "src/variegate/demo/pictures"
 
 CELLS = (
     ("eight pictures", 0),
@@ -61,18 +70,32 @@ BELOW = (
     "strategies.zoom_shift.zoom_min=0.65",
 )
 HOTTER = (*BELOW, "optimizer.lr=2e-3")
+HALF = ("strategies.zoom_shift.p=0.35",)
+CONVOLUTIONS = "adapter.layers=attention+feedforward+convolution"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
     "moved evenly, 460 steps": (*EVENLY, "optimizer.steps=460"),
     "moved evenly": EVENLY,
+    "moved half as often, 460 steps": (*EVENLY, *HALF, "optimizer.steps=460"),
     **{
         f"{name}, 350 steps": (*EVENLY, "optimizer.steps=350", *more)
         for name, more in (
             ("moved evenly", ()),
-            ("moved half as often", ("strategies.zoom_shift.p=0.35",)),
+            ("moved half as often", HALF),
             ("not moved", ("strategies.zoom_shift=off",)),
+            ("convolutions too", (CONVOLUTIONS, "adapter.convolution_rank=32")),
+            ("held a quarter as strongly", ("strategies.stay_near.weight=1",)),
+            ("twice the rate", ("optimizer.lr=4e-3",)),
         )
     },
+    "batches of 2, 2000 steps": (
+        *EVENLY,
+        "optimizer.batch_size=2",
+        "strategies.stay_near.batch_size=2",
+        "optimizer.steps=2000",
+        "optimizer.lr=1.2e-3",
+        "probes.every=120",
+    ),
     "before": BEFORE,
     "layout, nothing moved": (*BEFORE, *FREE),
     "layout .92, nothing moved": (*BEFORE, *FREE, "strategies.layout_prior.boundary=0.92"),
@@ -109,7 +132,7 @@ DEEP = (
     *BARE,
     "adapter.rank=32",
     "adapter.alpha=32",
-    "adapter.layers=attention+feedforward+convolution",
+    CONVOLUTIONS,
     "adapter.text_encoder=true",
 )
 LAYOUT = (
@@ -200,6 +223,32 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def demo(only: Sequence[str], *, seeds: int = 8) -> None:
+    """What the judge reads of variants learnt from the demo's pictures."""
+    words, model = {"trigger": "zqx", "class_noun": "face"}, load("pocket")
+    for contender in contenders():
+        if contender.name not in only:
+            continue
+        settings = contender.settings
+        recipe = recipes.read(contender.recipe_name, settings=settings, images=str(DEMO), **words)
+        kept = home() / "demo" / Cell(AILMENTS[CELLS[0][0]], contender, 0).key(recipe)
+        run = train(recipe, out=kept / "run", model=model)
+        asked = [
+            (Request(line.adapter_prompt, s, line.group), Request(line.base_prompt, s, line.group))
+            for line in prompt_plan("face", "zqx", pocket=True)
+            for s in range(seeds)
+        ]
+        adapter = formats.read(run.adapter_file)
+        drawn = [
+            sample(model, who, [pair[k] for pair in asked], plan=recipe.sampling, out=kept / name)
+            for k, (name, who) in enumerate((("adapter", adapter), ("base", None)))
+        ]
+        ours, base = (read_pictures(pictures) for pictures in drawn)
+        found = truth(ours, base, subject="robot", learnt=())
+        figures = ("class", "trigger", "trigger.size", "trigger.position", "likeness", "class_kept")
+        print(contender.name, {name: round(found[name], 2) for name in figures}, flush=True)
+
+
 def _say(own: list[dict[str, Any]]) -> str:
     names = ("true.entropy", "true.class", "true.trigger", "true.likeness")
     figures = [f"{np.mean([row[n] for row in own]):.2f}" for n in names]
@@ -208,7 +257,7 @@ def _say(own: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("runs", "table"))
+    parser.add_argument("stage", choices=("runs", "table", "demo"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--cells", nargs="*", default=[], help="AILMENT:SEED, in place of the four")
@@ -218,6 +267,8 @@ def main() -> None:
         k, n = args.share.split("/")
         cells = [(name, int(seed)) for name, _, seed in (x.rpartition(":") for x in args.cells)]
         make(args.minutes, args.only, (int(k), int(n)), cells or CELLS)
+    elif args.stage == "demo":
+        demo(args.only)
     else:
         print(table())
 

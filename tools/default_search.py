@@ -29,9 +29,10 @@ from variegate.bench.ailments import AILMENTS  # noqa: E402
 from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
 from variegate.bench.truth import read_pictures, truth  # noqa: E402
+from variegate.drawn import draw_both  # noqa: E402
 from variegate.measure import prompt_plan  # noqa: E402
 from variegate.models import load  # noqa: E402
-from variegate.sample import Request, sample  # noqa: E402
+from variegate.progress import silent  # noqa: E402
 from variegate.train import train  # noqa: E402
 
 DEMO = ROOT / "src/variegate/demo/pictures"
@@ -189,6 +190,13 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
 
 
+def _cell(told: str) -> tuple[str, int]:
+    ailment, _, seed = told.rpartition(":")
+    if ailment not in AILMENTS or not seed.isdigit():
+        raise argparse.ArgumentTypeError(f"{told!r} is no AILMENT:SEED, such as 'one-sided:0'")
+    return ailment, int(seed)
+
+
 def make(
     minutes: float, only: list[str], share: tuple[int, int], cells: Sequence[tuple[str, int]]
 ) -> None:
@@ -226,6 +234,10 @@ def table() -> str:
 def demo(only: Sequence[str], *, seeds: int = 8) -> None:
     """What the judge reads of variants learnt from the demo's pictures."""
     words, model = {"trigger": "zqx", "class_noun": "face"}, load("pocket")
+    plan = [
+        line._replace(seeds=tuple(range(seeds))) for line in prompt_plan("face", "zqx", pocket=True)
+    ]
+    figures = ("class", "trigger", "trigger.size", "trigger.position", "likeness", "class_kept")
     for contender in contenders():
         if contender.name not in only:
             continue
@@ -233,19 +245,10 @@ def demo(only: Sequence[str], *, seeds: int = 8) -> None:
         recipe = recipes.read(contender.recipe_name, settings=settings, images=str(DEMO), **words)
         kept = home() / "demo" / Cell(AILMENTS[CELLS[0][0]], contender, 0).key(recipe)
         run = train(recipe, out=kept / "run", model=model)
-        asked = [
-            (Request(line.adapter_prompt, s, line.group), Request(line.base_prompt, s, line.group))
-            for line in prompt_plan("face", "zqx", pocket=True)
-            for s in range(seeds)
-        ]
         adapter = formats.read(run.adapter_file)
-        drawn = [
-            sample(model, who, [pair[k] for pair in asked], plan=recipe.sampling, out=kept / name)
-            for k, (name, who) in enumerate((("adapter", adapter), ("base", None)))
-        ]
+        drawn = draw_both(model, adapter, plan, recipe.sampling, out=kept, say=silent)
         ours, base = (read_pictures(pictures) for pictures in drawn)
         found = truth(ours, base, subject="robot", learnt=())
-        figures = ("class", "trigger", "trigger.size", "trigger.position", "likeness", "class_kept")
         print(contender.name, {name: round(found[name], 2) for name in figures}, flush=True)
 
 
@@ -260,14 +263,17 @@ def main() -> None:
     parser.add_argument("stage", choices=("runs", "table", "demo"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--cells", nargs="*", default=[], help="AILMENT:SEED, in place of the four")
+    parser.add_argument(
+        "--cells", nargs="*", type=_cell, default=CELLS, help="AILMENT:SEED, in place of the four"
+    )
     parser.add_argument("--share", default="0/1", help="K/N: every Nth piece of work from K on")
     args = parser.parse_args()
     if args.stage == "runs":
         k, n = args.share.split("/")
-        cells = [(name, int(seed)) for name, _, seed in (x.rpartition(":") for x in args.cells)]
-        make(args.minutes, args.only, (int(k), int(n)), cells or CELLS)
+        make(args.minutes, args.only, (int(k), int(n)), args.cells)
     elif args.stage == "demo":
+        if not args.only:
+            parser.error("demo: --only NAME says which to train")
         demo(args.only)
     else:
         print(table())

@@ -54,9 +54,18 @@ FREE = (
     "optimizer.lr=2e-3",
 )
 MOVED = (*FREE, "strategies.zoom_shift=on", "strategies.new_background=on")
-# What the default was before small subjects were moved less often than large ones.
-EVENLY = ("strategies.zoom_shift.by_area=false",)
-# And before masks ended at a boundary: rows of docs/benchmark.md start from it.
+# What the default was before updates were capped; rows of docs/benchmark.md start from it.
+UNCAPPED = (
+    "strategies.spectral_cap=off",
+    "strategies.zoom_shift.p=0.7",
+    "strategies.zoom_shift.zoom_max=1.1",
+    "strategies.zoom_shift.smallest=0",
+    "optimizer.lr=2e-3",
+    "optimizer.steps=700",
+)
+# And before small subjects were moved less often than large ones.
+EVENLY = (*UNCAPPED, "strategies.zoom_shift.by_area=false")
+# And before masks ended at a boundary.
 BEFORE = (
     *EVENLY,
     "strategies.masked_loss=off",
@@ -72,6 +81,7 @@ BELOW = (
 )
 HOTTER = (*BELOW, "optimizer.lr=2e-3")
 HALF = ("strategies.zoom_shift.p=0.35",)
+SEEN = ("strategies.zoom_shift.smallest=0.4", "strategies.zoom_shift.zoom_max=1.4")
 CONVOLUTIONS = "adapter.layers=attention+feedforward+convolution"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
@@ -96,6 +106,30 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "optimizer.steps=2000",
         "optimizer.lr=1.2e-3",
         "probes.every=120",
+    ),
+    "moved by area": UNCAPPED,
+    **{
+        f"capped at .{cap}, rate {rate}{told}": (
+            *UNCAPPED,
+            f"strategies.spectral_cap.share=0.{cap}",
+            f"optimizer.lr={rate}",
+            *more,
+        )
+        for cap, rate, told, more in (
+            ("5", "2e-3", "", ()),
+            ("25", "2e-3", "", ()),
+            ("25", "8e-3", "", ()),
+            ("25", "8e-3", ", small ones not shrunk", SEEN),
+            ("12", "8e-3", ", small ones not shrunk", SEEN),
+            ("12", "8e-3", ", moved half as often", (*SEEN, *HALF)),
+            ("12", "8e-3", ", not moved", ("strategies.zoom_shift=off",)),
+            ("2", "8e-3", ", moved half as often", (*SEEN, *HALF)),
+        )
+    },
+    "capped at .2, rate 8e-3, moved half as often, 400 steps": (
+        *HALF,
+        "strategies.spectral_cap.share=0.2",
+        "optimizer.steps=400",
     ),
     "before": BEFORE,
     "layout, nothing moved": (*BEFORE, *FREE),

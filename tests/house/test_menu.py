@@ -89,6 +89,17 @@ def test_a_table_without_a_kind_is_a_lora_and_another_kind_keeps_what_it_knows()
     assert Recipe.build(tomllib.loads(recipe.to_toml())).id == recipe.id
 
 
+def test_another_kind_keeps_the_strategies_that_it_can_have_and_refuses_those_asked_for() -> None:
+    tables = {"strategies": {"spectral_cap": {}, "flip": {}}}
+    for kind, left in (("dora", {"spectral_cap", "flip"}), ("oft", {"flip"})):
+        built = Recipe.build(tables, settings=(f"adapter.kind={kind}",))
+        assert set(built.strategies.model_dump(exclude_none=True)) == left
+    asked = ["strategies.low_rank=on", "adapter.kind=oft"]
+    for order in (asked, asked[::-1]):
+        with pytest.raises(RecipeError, match="or set strategies.low_rank=off"):
+            Recipe.build(tables, settings=tuple(order))
+
+
 def test_every_strategy_stands_in_the_kitchen() -> None:
     folder = resources.files("variegate") / "train" / "strategies"
     files = {f.name for f in folder.iterdir()}

@@ -31,6 +31,8 @@ from variegate.recipe.plans import (
 )
 from variegate.recipe.strategies import OF_TWO_FACTORS, Strategies
 
+OF_FACTORS = ("lora", "dora")  # kinds whose update is one product of two factors
+
 
 class Recipe(Entry):
     """Everything that was asked of one run."""
@@ -80,10 +82,11 @@ class Recipe(Entry):
     def _kinds_have_what_is_asked_of_them(self) -> Recipe:
         kind, faults = self.adapter.kind, list[str]()
         wanting = [n for n in OF_TWO_FACTORS if getattr(self.strategies, n) is not None]
-        if wanting and kind not in ("lora", "dora"):
+        if wanting and kind not in OF_FACTORS:
             faults.append(
                 f"strategies.{wanting[0]} wants an adapter whose update is one product of two "
-                f"factors (kind lora or dora); found {kind!r}"
+                f"factors (kind lora or dora); found {kind!r}; take another kind, or set "
+                + " ".join(f"strategies.{name}=off" for name in wanting)
             )
         if self.memory.divided and kind != "lora":
             faults.append(f"memory.divided is for adapters of kind lora alone; found {kind!r}")
@@ -136,11 +139,12 @@ class Recipe(Entry):
         """A recipe from tables, then settings `key.sub=value`, then entries that are not None.
 
         A setting whose value is `on` or `off` puts the table of a strategy, of a method of
-        sampling, or of the panels, in or takes it out; one of `adapter.kind` keeps of the adapter's
-        table what the new kind knows.
+        sampling, or of the panels, in or takes it out; one of `adapter.kind`, which comes before
+        the others, keeps of the adapter's table what the new kind knows, and of the strategies of
+        `data` those that it can have.
         """
         tables: dict[str, Any] = json.loads(json.dumps(data or {}))
-        for setting in settings:
+        for setting in sorted(settings, key=lambda s: s.partition("=")[0].strip() != "adapter.kind"):
             _apply(tables, setting)
         tables.update({k: v for k, v in given.items() if v is not None})
         return Recipe.parse(tables, where=where)
@@ -174,6 +178,8 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
         if keys == ["adapter", "kind"] and value in ADAPTER_KINDS:
             known = ADAPTER_KINDS[value].model_fields
             tables["adapter"] = {k: v for k, v in table.items() if k in known}
+            if value not in OF_FACTORS and isinstance(own := tables.get("strategies"), dict):
+                tables["strategies"] = {k: v for k, v in own.items() if k not in OF_TWO_FACTORS}
 
 
 def field_at(key: str, recipe: Recipe) -> Any:

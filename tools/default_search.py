@@ -3,6 +3,7 @@
     python tools/default_search.py runs --minutes 60 [--only NAME ...]   # goes on where it was
     python tools/default_search.py table
     python tools/default_search.py demo --only "as it is"   # the same of the demo's pictures
+    python tools/default_search.py shrunk   # how far subjects are known that zoom_shift zooms out
 
 The default with one setting or a few changed, and the field beside it, on four ailments with a
 subject each. What is looked for: likeness no lower than any of the field's, and then entropy.
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from variegate import formats, recipes  # noqa: E402
-from variegate.bench.ailments import AILMENTS  # noqa: E402
+from variegate.bench import judge, world  # noqa: E402
+from variegate.bench.ailments import AILMENTS, KNOWN  # noqa: E402
 from variegate.bench.contenders import FIELD, PLAIN, Contender  # noqa: E402
 from variegate.bench.suite import Cell, home, run_cell  # noqa: E402
 from variegate.bench.truth import read_pictures, truth  # noqa: E402
@@ -34,8 +38,12 @@ from variegate.measure import prompt_plan  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.progress import silent  # noqa: E402
 from variegate.train import train  # noqa: E402
+from variegate.train.masks import find_masks  # noqa: E402
+from variegate.train.paint import paint_open  # noqa: E402
+from variegate.train.strategies.zoom_shift import keep_in_view, move  # noqa: E402
 
 DEMO = ROOT / "src/variegate/demo/pictures"
+ZOOMS = (1.0, 0.85, 0.75, 0.65)
 
 CELLS = (
     ("eight pictures", 0),
@@ -120,10 +128,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
             ("25", "2e-3", "", ()),
             ("25", "8e-3", "", ()),
             ("25", "8e-3", ", small ones not shrunk", SEEN),
+            ("15", "8e-3", ", small ones not shrunk", SEEN),
             ("12", "8e-3", ", small ones not shrunk", SEEN),
             ("12", "8e-3", ", moved half as often", (*SEEN, *HALF)),
             ("12", "8e-3", ", not moved", ("strategies.zoom_shift=off",)),
             ("2", "8e-3", ", moved half as often", (*SEEN, *HALF)),
+            ("25", "8e-3", ", moved less often", (*SEEN, "strategies.zoom_shift.p=0.5")),
         )
     },
     "capped at .2, rate 8e-3, moved half as often, 400 steps": (
@@ -286,6 +296,41 @@ def demo(only: Sequence[str], *, seeds: int = 8) -> None:
         print(contender.name, {name: round(found[name], 2) for name in figures}, flush=True)
 
 
+def shrunk(*, count: int = 40) -> None:
+    """How often the judge knows a subject that was zoomed out and shifted, through the codec."""
+    model, rng = load("pocket"), np.random.default_rng(0)
+    print("| size | " + " | ".join(f"to {zoom}" for zoom in ZOOMS) + " |")
+    print("|---" * (1 + len(ZOOMS)) + "|")
+    for size in world.SIZES:
+        known: dict[float, list[bool]] = {zoom: [] for zoom in ZOOMS}
+        for subject in KNOWN:
+            scenes = [world.draw_scene(rng, (subject,), size=size) for _ in range(count)]
+            drawn = np.stack([world.render(scene) for scene in scenes])
+            images = torch.from_numpy(drawn).permute(0, 3, 1, 2)
+            masks, found = find_masks(images)
+            for zoom in ZOOMS:
+                moved = [
+                    _moved(image.float() / 255, mask, zoom, i)
+                    for i, (image, mask) in enumerate(zip(images, masks, strict=True))
+                    if found[i] > 0
+                ]
+                with torch.no_grad():
+                    seen = model.decode(model.encode(torch.stack(moved) * 2 - 1))
+                pixels = ((seen.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+                known[zoom] += [v == subject for v in judge.read(pixels.numpy()).values["subject"]]
+        print(f"| {size} | " + " | ".join(f"{100 * np.mean(x):.0f}" for x in known.values()) + " |")
+
+
+def _moved(pixels: Tensor, mask: Tensor, zoom: float, draw: int) -> Tensor:
+    wanted = np.random.default_rng(draw).uniform(-0.25, 0.25, 2)
+    right, down = (
+        keep_in_view(mask.amax(axis), zoom, float(w))
+        for axis, w in zip((0, 1), wanted, strict=True)
+    )
+    laid, subject, covered = move(pixels, mask, zoom, (right, down))
+    return paint_open(laid, covered=covered, subject=subject).clamp(0, 1)
+
+
 def _say(own: list[dict[str, Any]]) -> str:
     names = ("true.entropy", "true.class", "true.trigger", "true.likeness")
     figures = [f"{np.mean([row[n] for row in own]):.2f}" for n in names]
@@ -294,7 +339,7 @@ def _say(own: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("runs", "table", "demo"))
+    parser.add_argument("stage", choices=("runs", "table", "demo", "shrunk"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument(
@@ -305,6 +350,8 @@ def main() -> None:
     if args.stage == "runs":
         k, n = args.share.split("/")
         make(args.minutes, args.only, (int(k), int(n)), args.cells)
+    elif args.stage == "shrunk":
+        shrunk()
     elif args.stage == "demo":
         if not args.only:
             parser.error("demo: --only NAME says which to train")

@@ -144,7 +144,9 @@ class Recipe(Entry):
         `data` those that it can have.
         """
         tables: dict[str, Any] = json.loads(json.dumps(data or {}))
-        for setting in sorted(settings, key=lambda s: s.partition("=")[0].strip() != "adapter.kind"):
+        for setting in sorted(
+            settings, key=lambda s: s.partition("=")[0].strip() != "adapter.kind"
+        ):
             _apply(tables, setting)
         tables.update({k: v for k, v in given.items() if v is not None})
         return Recipe.parse(tables, where=where)

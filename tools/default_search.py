@@ -141,6 +141,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "strategies.spectral_cap.share=0.2",
         "optimizer.steps=400",
     ),
+    "capped at .2": ("strategies.spectral_cap.share=0.2",),
+    **{
+        f"directions capped at .{cap}": (
+            f"strategies.spectral_cap.share=0.{cap}",
+            "strategies.spectral_cap.each=true",
+        )
+        for cap in ("1", "2")
+    },
     "before": BEFORE,
     "layout, nothing moved": (*BEFORE, *FREE),
     "layout .92, nothing moved": (*BEFORE, *FREE, "strategies.layout_prior.boundary=0.92"),

@@ -63,6 +63,29 @@ def singular_values(of: Grams) -> Float[Tensor, "l r"]:
         return (squares.sqrt() * of.scale.abs()[:, None]).flip(-1)
 
 
+def clipping(
+    of: Grams, limits: Float[Tensor, " l"]
+) -> tuple[Float[Tensor, "l r r"], Float[Tensor, "l r r"]]:
+    """What to multiply `up` by from the right and `down` from the left, so that singular values
+    above the limits become these and all others stay, directions too.
+
+    With u and v the vectors of a value s above its limit k: (1 - (1 - sqrt(k/s)) u u') up, and down
+    likewise with v, written with u = up H^1/2 y / s and v' = u' up down / s.
+    """
+    with torch.no_grad():
+        root = _power(of.down, 0.5)
+        squares, vectors = torch.linalg.eigh(root @ of.up @ root)
+        squares = squares.clamp_min(1e-100)
+        values = squares.sqrt() * of.scale.abs()[:, None]
+        taken = 1 - (limits.to(values)[:, None] / values.clamp_min(1e-50)).clamp_max(1).sqrt()
+        one = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        of_up = root @ vectors
+        to_down = of_up.mT @ of.up
+        up = one - (of_up * (taken / squares)[:, None, :]) @ to_down
+        down = one - (of.down @ to_down.mT * (taken / squares.square())[:, None, :]) @ to_down
+        return up, down
+
+
 def nuclear_norm(of: Grams) -> Float[Tensor, " l"]:
     """The sum of the singular values of each update, with its gradient.
 

@@ -140,6 +140,37 @@ def test_no_update_stands_above_its_caps(on: Attached) -> None:
     assert all(torch.equal(small[n], p) for n, p in on.named_parameters())
 
 
+def test_a_cap_on_each_direction_leaves_the_others_as_they_are(on: Attached) -> None:
+    def dense() -> dict[str, Any]:
+        return {u.name: (u.scale * u.up @ u.down).detach().double() for u in on.low_rank()}
+
+    before = dense()
+    spectra = {name: torch.linalg.svdvals(update) for name, update in before.items()}
+    weights = dict(on.base_weights())
+    own = {n: float(torch.linalg.matrix_norm(weights[n].flatten(1), 2)) for n in before}
+    # A share at which some layers have directions above the cap, and some none.
+    shares = sorted(float(spectra[name][0]) / own[name] for name in before)
+    cap = one("spectral_cap", share=1.001 * shares[len(shares) // 2], each=True)
+    cap.attached(on)
+    cap.moved(on, 1)
+    for name, after in dense().items():
+        u, s, v = torch.linalg.svd(before[name], full_matrices=False)
+        wanted = (u * s.clamp_max(cap.limits[name])) @ v
+        torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5 * float(s[0]))
+        if float(s[0]) <= cap.limits[name]:
+            assert torch.equal(after, before[name])
+
+
+def test_a_cap_on_each_direction_leaves_an_update_of_nothing_alone(model: Any) -> None:
+    on = attach(model, LoraPlan(rank=4), seed=0)
+    cap = one("spectral_cap", share=0.1, each=True)
+    cap.attached(on)
+    before = {n: p.detach().clone() for n, p in on.named_parameters()}
+    cap.moved(on, 1)
+    assert all(torch.equal(before[n], p) for n, p in on.named_parameters())
+    on.detach()
+
+
 @pytest.mark.parametrize("name", ["neuron_dropout", "rank_dropout", "module_dropout"])
 def test_dropout_changes_answers_in_training_and_never_what_is_watched(
     model: Any, on: Attached, name: str

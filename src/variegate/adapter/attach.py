@@ -208,6 +208,17 @@ class Attached:
                 self._layers[name].lora_A[SLOT].weight.mul_(share)
                 self._layers[name].lora_B[SLOT].weight.mul_(share)
 
+    def mix(
+        self, names: Sequence[str], up: Float[Tensor, "l r r"], down: Float[Tensor, "l r r"]
+    ) -> None:
+        """Multiply the named updates' `up` from the right and their `down` from the left."""
+        with torch.no_grad():
+            for name, of_up, of_down in zip(names, up, down, strict=True):
+                before = self._layers[name].lora_A[SLOT].weight
+                after = self._layers[name].lora_B[SLOT].weight
+                after.copy_((after.flatten(1) @ of_up.to(after)).view_as(after))
+                before.copy_((of_down.to(before) @ before.flatten(1)).view_as(before))
+
     def base_weights(self) -> Mapping[str, Tensor]:
         """The frozen weight under each update."""
         return _Weights(self._layers)

@@ -230,6 +230,10 @@ class SpectralCap(Entry):
     """Scale an update back when its largest singular value passes a share of its layer's own."""
 
     share: float = Field(0.1, gt=0, description="of the base layer's spectral norm")
+    each: bool = Field(
+        False,
+        description="scale back only the directions that pass it, and not the whole update",
+    )
 
 
 class MaxNorm(Entry):

@@ -31,7 +31,7 @@ from variegate.recipe.plans import (
 )
 from variegate.recipe.strategies import OF_TWO_FACTORS, Strategies
 
-OF_FACTORS = ("lora", "dora")  # kinds whose update is one product of two factors
+KINDS_OF_TWO_FACTORS = ("lora", "dora")  # kinds whose update is one product of two factors
 
 
 class Recipe(Entry):
@@ -82,7 +82,7 @@ class Recipe(Entry):
     def _kinds_have_what_is_asked_of_them(self) -> Recipe:
         kind, faults = self.adapter.kind, list[str]()
         wanting = [n for n in OF_TWO_FACTORS if getattr(self.strategies, n) is not None]
-        if wanting and kind not in OF_FACTORS:
+        if wanting and kind not in KINDS_OF_TWO_FACTORS:
             faults.append(
                 f"strategies.{wanting[0]} wants an adapter whose update is one product of two "
                 f"factors (kind lora or dora); found {kind!r}; take another kind, or set "
@@ -180,7 +180,9 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
         if keys == ["adapter", "kind"] and value in ADAPTER_KINDS:
             known = ADAPTER_KINDS[value].model_fields
             tables["adapter"] = {k: v for k, v in table.items() if k in known}
-            if value not in OF_FACTORS and isinstance(own := tables.get("strategies"), dict):
+            if value not in KINDS_OF_TWO_FACTORS and isinstance(
+                own := tables.get("strategies"), dict
+            ):
                 tables["strategies"] = {k: v for k, v in own.items() if k not in OF_TWO_FACTORS}
 
 

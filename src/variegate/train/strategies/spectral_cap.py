@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from variegate.adapter import Attached
-from variegate.lowrank import grams, singular_values
+from variegate.lowrank import clipping, grams, singular_values
 from variegate.recipe import Recipe, SpectralCap
 from variegate.train.strategies.base import Strategy
 
@@ -16,7 +16,7 @@ class CapSpectrum(Strategy):
     the spectral norm of its weight, kernels flattened, worked out once."""
 
     def __init__(self, plan: SpectralCap, recipe: Recipe) -> None:
-        self.share = plan.share
+        self.share, self.each = plan.share, plan.each
         self.limits: dict[str, float] = {}
 
     def attached(self, on: Attached) -> None:
@@ -27,6 +27,9 @@ class CapSpectrum(Strategy):
 
     def moved(self, on: Attached, step: int) -> None:
         for names, of in grams(on.low_rank()).values():
+            limits = of.up.new_tensor([self.limits[name] for name in names])
+            if self.each:
+                on.mix(names, *clipping(of, limits))
+                continue
             largest = singular_values(of)[:, 0]
-            limits = largest.new_tensor([self.limits[name] for name in names])
             on.shrink(names, (limits / largest.clamp_min(1e-12)).clamp_max(1.0))

@@ -139,15 +139,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "capped at .2, rate 8e-3, moved half as often, 400 steps": (
         *HALF,
         "strategies.spectral_cap.share=0.2",
+        "strategies.spectral_cap.each=false",
         "optimizer.steps=400",
     ),
-    "capped at .2": ("strategies.spectral_cap.share=0.2",),
     **{
-        f"directions capped at .{cap}": (
+        f"capped at .{cap}": (
             f"strategies.spectral_cap.share=0.{cap}",
-            "strategies.spectral_cap.each=true",
+            "strategies.spectral_cap.each=false",
         )
-        for cap in ("1", "2")
+        for cap in ("2", "5")
+    },
+    **{
+        f"directions capped at .{cap}": (f"strategies.spectral_cap.share=0.{cap}",)
+        for cap in ("05", "2")
     },
     "before": BEFORE,
     "layout, nothing moved": (*BEFORE, *FREE),

@@ -214,10 +214,10 @@ class Attached:
         """Multiply the named updates' `up` from the right and their `down` from the left."""
         with torch.no_grad():
             for name, of_up, of_down in zip(names, up, down, strict=True):
-                before = self._layers[name].lora_A[SLOT].weight
-                after = self._layers[name].lora_B[SLOT].weight
-                after.copy_((after.flatten(1) @ of_up.to(after)).view_as(after))
-                before.copy_((of_down.to(before) @ before.flatten(1)).view_as(before))
+                layer = self._layers[name]
+                a, b = layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight
+                a.copy_((of_down.to(a) @ a.flatten(1)).view_as(a))
+                b.copy_((b.flatten(1) @ of_up.to(b)).view_as(b))
 
     def base_weights(self) -> Mapping[str, Tensor]:
         """The frozen weight under each update."""

@@ -100,6 +100,17 @@ def test_another_kind_keeps_the_strategies_that_it_can_have_and_refuses_those_as
             Recipe.build(tables, settings=tuple(order))
 
 
+def test_a_rate_that_only_the_cap_makes_safe_is_cautioned_against_without_it() -> None:
+    def cautions(*settings: str) -> str:
+        return " ".join(recipes.read("pocket", settings=settings).cautions)
+
+    mended = ("optimizer.lr=2e-3",)
+    for settings in ((), mended, ("adapter.kind=oft", *mended), ("base=/models/sd15",)):
+        assert cautions(*settings) == ""
+    assert "set optimizer.lr=2e-3" in cautions("adapter.kind=oft")
+    assert "strategies.spectral_cap=on" in cautions("strategies.spectral_cap=off")
+
+
 def test_every_strategy_stands_in_the_kitchen() -> None:
     folder = resources.files("variegate") / "train" / "strategies"
     files = {f.name for f in folder.iterdir()}

@@ -165,6 +165,18 @@ def test_the_estimate_says_what_it_goes_by_or_that_it_does_not_know(house: House
     assert re.search(r"[\d.]+ [MG]B are free", other.text)
 
 
+def test_the_estimate_cautions_against_what_is_known_to_go_wrong(house: House) -> None:
+    def told(**edited: str) -> bool:
+        asked = "&".join(f"{key}={value}" for key, value in {"card": "thing", **edited}.items())
+        page = house.visitor().get(f"/pictures/{house.ids()['set']}/plan/estimate?{asked}")
+        return "set optimizer.lr=2e-3" in page.text
+
+    other = {"set:adapter.kind": "oft"}
+    assert told(**other)
+    assert not told()
+    assert not told(**other, **{"set:optimizer.lr": "2e-3"})
+
+
 SPEEDS = {"float32": 200.0, "bf16": 400.0}
 
 

@@ -72,6 +72,8 @@ def train(
         asked = read_asked(
             images, base, trigger, class_noun, recipe, settings, seed, t5_tokenizer=t5_tokenizer
         )
+        for caution in asked.cautions:
+            door.warn(caution)
     from variegate import train as room
 
     folder = resume.resolve() if resume else _run_folder(out, asked)

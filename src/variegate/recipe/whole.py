@@ -100,6 +100,23 @@ class Recipe(Entry):
         return self
 
     @property
+    def cautions(self) -> list[str]:
+        """What is known to go wrong with a recipe that can be trained, and what mends it."""
+        plan, cap = self.optimizer, self.strategies.spectral_cap
+        found = list[str]()
+        if self.base == "pocket" and isinstance(plan, AdamW) and cap is None and plan.lr > 4e-3:
+            found.append(
+                f"optimizer.lr = {plan.lr:g} without strategies.spectral_cap wrecks what is learnt "
+                "on the pocket (kind lora drew its subject in 3 % of pictures); "
+                + (
+                    "set strategies.spectral_cap=on or optimizer.lr=2e-3"
+                    if self.adapter.kind in KINDS_OF_TWO_FACTORS
+                    else f"kind {self.adapter.kind} cannot have that cap: set optimizer.lr=2e-3"
+                )
+            )
+        return found
+
+    @property
     def id(self) -> str:
         """A hash of the canonical text: two recipes that ask the same have the same id."""
         text = json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True)

@@ -304,7 +304,8 @@ def _start(
         run.journal("note", text=f"{fault}; the one before it was used")
     if not earlier:
         slow = imitated(precision_of(run.recipe, model.device), model.device)
-        for note in (*model.notes, *data.notes, *([slow] if slow else [])):
+        cautions = run.recipe.cautions
+        for note in (*cautions, *model.notes, *data.notes, *([slow] if slow else [])):
             run.journal("note", text=note)
 
 

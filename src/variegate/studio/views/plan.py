@@ -137,7 +137,8 @@ def _expectation(
     try:
         recipe, wrong = _recipe(asked, edited), ""
     except RecipeError as error:
-        return {"guess": None, "wrong": str(error), "steps": 0, "settings": []}
+        wrong = str(error)
+        return {"guess": None, "wrong": wrong, "cautions": [], "steps": 0, "settings": []}
     guess = estimate(
         studio.desk,
         recipe,
@@ -148,6 +149,7 @@ def _expectation(
     return {
         "guess": guess,
         "wrong": wrong,
+        "cautions": recipe.cautions,
         "steps": recipe.optimizer.steps,
         "settings": _settings(asked, edited),
     }

@@ -151,8 +151,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     },
     **{
         f"directions capped at .{cap}": (f"strategies.spectral_cap.share=0.{cap}",)
-        for cap in ("05", "2")
+        for cap in ("05", "15", "2")
     },
+    "twice the steps": ("optimizer.steps=1400", "probes.every=80"),
+    "batches of 16": ("optimizer.batch_size=16",),
+    "held half as strongly": ("strategies.stay_near.weight=2",),
+    "fewer grounds": ("strategies.new_background.p=0.2",),
+    "no empty captions": ("strategies.caption_dropout=off",),
+    "no empty captions, held half": (
+        "strategies.caption_dropout=off",
+        "strategies.stay_near.weight=2",
+    ),
+    "averaged": ("strategies.ema=on",),
+    "convolutions too": (CONVOLUTIONS, "adapter.convolution_rank=32"),
     "before": BEFORE,
     "layout, nothing moved": (*BEFORE, *FREE),
     "layout .92, nothing moved": (*BEFORE, *FREE, "strategies.layout_prior.boundary=0.92"),

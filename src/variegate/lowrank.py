@@ -6,8 +6,8 @@ squared singular values of up @ down are the eigenvalues of H^1/2 G H^1/2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -63,27 +63,62 @@ def singular_values(of: Grams) -> Float[Tensor, "l r"]:
         return (squares.sqrt() * of.scale.abs()[:, None]).flip(-1)
 
 
-def clipping(
-    of: Grams, limits: Float[Tensor, " l"]
-) -> tuple[Float[Tensor, "l r r"], Float[Tensor, "l r r"]]:
-    """What to multiply `up` by from the right and `down` from the left, so that singular values
-    above the limits become these and all others stay, directions too.
+def clipped(updates: Sequence[Factors], limits: Mapping[str, float]) -> list[Factors]:
+    """The updates with their singular values above the limits of their names brought down to
+    these; all others stay, directions too.
 
     With u and v the vectors of a value s above its limit k: (1 - (1 - sqrt(k/s)) u u') up, and down
     likewise with v, written with u = up H^1/2 y / s and v' = u' up down / s.
     """
+    slim, found = dict[str, Factors](), dict[str, Factors]()
+    for update in updates:
+        if update.up.shape[1] > min(update.up.shape[0], update.down.shape[1]):
+            found[update.name] = _clipped_dense(update, limits[update.name])
+        else:
+            slim[update.name] = update
     with torch.no_grad():
-        root = _power(of.down, 0.5)
-        squares, vectors = torch.linalg.eigh(root @ of.up @ root)
-        squares = squares.clamp_min(1e-100)
-        values = squares.sqrt() * of.scale.abs()[:, None]
-        taken = 1 - (limits.to(values)[:, None] / values.clamp_min(1e-50)).clamp_max(1).sqrt()
-        one = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-        of_up = root @ vectors
-        to_down = of_up.mT @ of.up
-        up = one - (of_up * (taken / squares)[:, None, :]) @ to_down
-        down = one - (of.down @ to_down.mT * (taken / squares.square())[:, None, :]) @ to_down
-        return up, down
+        for names, of in grams(list(slim.values())).values():
+            limit = of.up.new_tensor([limits[name] for name in names])
+            for name, up, down in zip(names, *_clipping(of, limit), strict=True):
+                old = slim[name]
+                up, down = old.up @ up.to(old.up), down.to(old.up) @ old.down
+                found[name] = replace(old, up=up, down=down)
+    return [found[u.name] for u in updates]
+
+
+def _clipping(
+    of: Grams, limits: Float[Tensor, " l"]
+) -> tuple[Float[Tensor, "l r r"], Float[Tensor, "l r r"]]:
+    """What to multiply `up` by from the right and `down` from the left."""
+    root = _power(of.down, 0.5)
+    squares, vectors = torch.linalg.eigh(root @ of.up @ root)
+    squares = squares.clamp_min(1e-100)
+    values = squares.sqrt() * of.scale.abs()[:, None]
+    taken = _taken(values, limits.to(values)[:, None])
+    one = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    of_up = root @ vectors
+    to_down = of_up.mT @ of.up
+    up = one - (of_up * (taken / squares)[:, None, :]) @ to_down
+    down = one - (of.down @ to_down.mT * (taken / squares.square())[:, None, :]) @ to_down
+    return up, down
+
+
+def _clipped_dense(update: Factors, limit: float) -> Factors:
+    """The same where the dense update is smaller than r x r."""
+    with torch.no_grad():
+        up, down = update.up.double(), update.down.double()
+        u, values, v = torch.linalg.svd(up @ down, full_matrices=False)
+        taken = _taken(values * abs(update.scale), values.new_tensor(limit))
+        if not taken.any():
+            return update
+        up = up - (u * taken) @ (u.mT @ up)
+        down = down - (down @ v.mT * taken) @ v
+        return replace(update, up=up.to(update.up), down=down.to(update.down))
+
+
+def _taken(values: Tensor, limits: Tensor) -> Tensor:
+    """What each of the factors gives of a direction, as a share, so that its value is the limit."""
+    return 1 - (limits / values.clamp_min(1e-50)).clamp_max(1).sqrt()
 
 
 def nuclear_norm(of: Grams) -> Float[Tensor, " l"]:

@@ -45,15 +45,20 @@ def model(place: Path) -> Any:
     return load(str(place / "base"))
 
 
-@pytest.fixture
-def on(model: Any) -> Any:
-    """An adapter whose updates are not zero."""
-    found = attach(model, LoraPlan(rank=4, alpha=4), seed=0)
+def randomly_attached(model: Any, rank: int) -> Attached:
+    found = attach(model, LoraPlan(rank=rank, alpha=4), seed=0)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, factor in found.named_parameters():
             if name.endswith(".up"):
                 factor.copy_(torch.randn(factor.shape, generator=rng))
+    return found
+
+
+@pytest.fixture
+def on(model: Any) -> Any:
+    """An adapter whose updates are not zero."""
+    found = randomly_attached(model, 4)
     yield found
     found.detach()
 
@@ -140,7 +145,10 @@ def test_no_update_stands_above_its_caps(on: Attached) -> None:
     assert all(torch.equal(small[n], p) for n, p in on.named_parameters())
 
 
-def test_a_cap_on_each_direction_leaves_the_others_as_they_are(on: Attached) -> None:
+@pytest.mark.parametrize("rank", [4, 48], ids=["slim", "more ranks than some layers are wide"])
+def test_a_cap_on_each_direction_leaves_the_others_as_they_are(model: Any, rank: int) -> None:
+    on = randomly_attached(model, rank)
+
     def dense() -> dict[str, Any]:
         return {u.name: (u.scale * u.up @ u.down).detach().double() for u in on.low_rank()}
 
@@ -159,6 +167,7 @@ def test_a_cap_on_each_direction_leaves_the_others_as_they_are(on: Attached) -> 
         torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5 * float(s[0]))
         if float(s[0]) <= cap.limits[name]:
             assert torch.equal(after, before[name])
+    on.detach()
 
 
 def test_a_cap_on_each_direction_leaves_an_update_of_nothing_alone(model: Any) -> None:

@@ -208,16 +208,14 @@ class Attached:
                 self._layers[name].lora_A[SLOT].weight.mul_(share)
                 self._layers[name].lora_B[SLOT].weight.mul_(share)
 
-    def mix(
-        self, names: Sequence[str], up: Float[Tensor, "l r r"], down: Float[Tensor, "l r r"]
-    ) -> None:
-        """Multiply the named updates' `up` from the right and their `down` from the left."""
+    def put(self, updates: Sequence[Factors]) -> None:
+        """Have these factors in place of those that `low_rank` told."""
         with torch.no_grad():
-            for name, of_up, of_down in zip(names, up, down, strict=True):
-                layer = self._layers[name]
+            for update in updates:
+                layer = self._layers[update.name]
                 a, b = layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight
-                a.copy_((of_down.to(a) @ a.flatten(1)).view_as(a))
-                b.copy_((b.flatten(1) @ of_up.to(b)).view_as(b))
+                a.copy_(update.down.view_as(a))
+                b.copy_(update.up.view_as(b))
 
     def base_weights(self) -> Mapping[str, Tensor]:
         """The frozen weight under each update."""

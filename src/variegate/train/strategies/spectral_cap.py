@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from variegate.adapter import Attached
-from variegate.lowrank import clipping, grams, singular_values
+from variegate.lowrank import clipped, grams, singular_values
 from variegate.recipe import Recipe, SpectralCap
 from variegate.train.strategies.base import Strategy
 
@@ -26,10 +26,11 @@ class CapSpectrum(Strategy):
         }
 
     def moved(self, on: Attached, step: int) -> None:
-        for names, of in grams(on.low_rank()).values():
+        updates = on.low_rank()
+        if self.each:
+            on.put(clipped(updates, self.limits))
+            return
+        for names, of in grams(updates).values():
             limits = of.up.new_tensor([self.limits[name] for name in names])
-            if self.each:
-                on.mix(names, *clipping(of, limits))
-                continue
             largest = singular_values(of)[:, 0]
             on.shrink(names, (limits / largest.clamp_min(1e-12)).clamp_max(1.0))

@@ -33,6 +33,7 @@ HELD_OUT = [a.name for a in AILMENTS.values() if a.held_out]
 def row(ailment: str, strategy: str, seed: int, **figures: Any) -> dict[str, Any]:
     found: dict[str, Any] = {f"true.{name}": 0.5 for name in FIGURES}
     found |= {f"true.{name}": value for name, value in figures.items() if name in FIGURES}
+    found["true.named_base"] = 0.5
     return found | {
         "key": f"{ailment}{strategy}{seed}",
         "ailment": ailment,
@@ -146,11 +147,38 @@ def test_the_detector_is_counted_where_the_truth_is_plain() -> None:
     every = detector(rows)[-1]
     assert every["ailment"] == "all"
     assert every["runs"] == 4
-    assert (every["class_found"], every["class_ill"]) == (2, 2)
-    assert (every["class_false"], every["class_well"]) == (0, 1)
-    assert (every["trigger_found"], every["trigger_ill"]) == (1, 2)
-    assert (every["trigger_false"], every["trigger_well"]) == (1, 1)
+    assert counted(every["narrowed"]) == {"ill": 2, "found": 2, "well": 1, "false": 0}
+    assert counted(every["trigger-narrowed"]) == {"ill": 2, "found": 1, "well": 1, "false": 1}
     assert every["guard_first_order"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("label", "ill", "well"),
+    [
+        ("class-forgotten", {"class_kept": 0.5}, {"class_kept": 0.97}),
+        ("prompt-ignored", {"named": 0.3}, {"named": 0.5}),  # the base's: 0.5
+        ("copying", {"copies": 0.4}, {"copies": -0.02}),
+        ("undertrained", {"likeness": 0.1}, {"likeness": 0.8}),
+    ],
+)
+def test_every_label_that_the_judge_knows_is_asked_after(
+    label: str, ill: dict[str, float], well: dict[str, float]
+) -> None:
+    rows = [
+        row(CORE[0], "a", 0, **ill, labels=f"narrowed {label}"),
+        row(CORE[0], "b", 0, **ill, labels="narrowed"),
+        row(CORE[0], "c", 0, **well, labels=label),
+        row(CORE[0], "d", 0, **well),
+        row(CORE[0], "e", 0, **well),
+    ]
+    found = detector(rows)[-1][label]
+    assert counted(found) == {"ill": 2, "found": 1, "well": 3, "false": 1}
+    low, high = found["found_interval"]
+    assert low < 0.5 < high
+
+
+def counted(found: dict[str, Any]) -> dict[str, int]:
+    return {name: found[name] for name in ("ill", "found", "well", "false")}
 
 
 def test_text_and_page_hold_what_was_found(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ product measures.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,10 +138,49 @@ YARDSTICKS = {found.read_by: found for found in (JUDGED, MEASURED)}
 FIGURES = tuple(figure.name for figure in JUDGED.figures)
 NEAR = 0.03  # of likeness, below a baseline's
 WEAK = "the encoder has learnt nothing like these pictures, so that its figures mean little"
-# What a run's truth is called: ill below the first share of the base's entropy, well above the
-# second, and neither between.
-ILL, WELL = {"class": 0.8, "trigger": 0.7}, {"class": 0.9, "trigger": 0.85}
-LABELS = {"class": "narrowed", "trigger": "trigger-narrowed"}
+
+
+@dataclass(frozen=True)
+class Plainly:
+    """When a run's truth is plain enough to ask whether the verdict found it.
+
+    label: the verdict's. words: of what is asked. kept: how much of it a row has. The run is ill
+    below the first share, well above the second, and neither between.
+    """
+
+    label: str
+    words: str
+    kept: Callable[[Mapping[str, Any]], float]
+    ill: float
+    well: float
+
+
+PLAINLY = (
+    Plainly("narrowed", "class's variety", lambda r: r["true.class"], 0.8, 0.9),
+    Plainly("trigger-narrowed", "trigger's variety", lambda r: r["true.trigger"], 0.7, 0.85),
+    Plainly(
+        "class-forgotten",
+        "class pictures that are not the subject",
+        lambda r: r["true.class_kept"],
+        0.8,
+        0.9,
+    ),
+    Plainly(
+        "prompt-ignored",
+        "named factors drawn, by the base's share",
+        lambda r: r["true.named"] / (r["true.named_base"] or np.nan),
+        0.85,
+        0.95,
+    ),
+    Plainly(
+        "copying",
+        "trigger pictures not set as one learnt from",
+        lambda r: 1 - r["true.copies"],
+        0.85,
+        0.95,
+    ),
+    Plainly("undertrained", "likeness", lambda r: r["true.likeness"], 0.15, 0.5),
+)
 
 
 @dataclass(frozen=True)
@@ -269,7 +308,8 @@ def gate(rows: Rows, *, champion: str = "default", by: Yardstick = JUDGED) -> li
 def detector(rows: Rows) -> list[dict[str, Any]]:
     """Per ailment: how often the verdict named what the judge knows, and cried wolf.
 
-    ill and well: runs whose truth is plain (see `ILL` and `WELL`). The last line is of all.
+    By label: of the runs that are plainly `ill` the number `found`, of those plainly `well` the
+    number called ill, `false` (see `PLAINLY`). The last line is of all, with intervals.
     """
     lines = []
     for name in [*AILMENTS, HEALTHY.name, "all"]:
@@ -277,22 +317,16 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
         if not own:
             continue
         line: dict[str, Any] = {"ailment": name, "runs": len(own)}
-        for side, label in LABELS.items():
-            ill = [r for r in own if r[f"true.{side}"] < ILL[side]]
-            well = [r for r in own if r[f"true.{side}"] > WELL[side]]
-            hits = sum(label in r["labels"].split() for r in ill)
-            wolves = sum(label in r["labels"].split() for r in well)
-            line |= {
-                f"{side}_ill": len(ill),
-                f"{side}_found": hits,
-                f"{side}_well": len(well),
-                f"{side}_false": wolves,
-            }
+        for asked in PLAINLY:
+            ill = [r for r in own if asked.kept(r) < asked.ill]
+            well = [r for r in own if asked.kept(r) > asked.well]
+            hits, wolves = (sum(asked.label in r["labels"].split() for r in x) for x in (ill, well))
+            told: dict[str, Any] = {"ill": len(ill), "found": hits}
+            told |= {"well": len(well), "false": wolves}
             if name == "all":
-                line[f"{side}_found_interval"] = binomial_interval(hits, len(ill)) if ill else None
-                line[f"{side}_false_interval"] = (
-                    binomial_interval(wolves, len(well)) if well else None
-                )
+                told["found_interval"] = binomial_interval(hits, len(ill)) if ill else None
+                told["false_interval"] = binomial_interval(wolves, len(well)) if well else None
+            line[asked.label] = told
         spoke = [r["first_order"] for r in own if r.get("first_order") is not None]
         line["guard_first_order"] = float(np.median(spoke)) if spoke else None
         lines.append(line)
@@ -315,6 +349,9 @@ def summary(rows: Rows, *, by: Yardstick = JUDGED) -> dict[str, Any]:
         "all": leaderboard([r for r in rows if r["ailment"] != HEALTHY.name], by=by),
         "gate": gate(rows, by=by),
         "detector": detector(rows) if by is JUDGED else [],
+        "plainly": [
+            {"label": a.label, "words": a.words, "ill": a.ill, "well": a.well} for a in PLAINLY
+        ],
         "by_ailment": by_ailment(rows, by=by),
         "unmeasured": _unmeasured(rows, by),
         "weak_encoder": by is not JUDGED and any(r.get("weak_encoder") for r in rows),
@@ -436,10 +473,11 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines.append(f"{WEAK}: name --encoder {REAL_ENCODER}")
     every = found["detector"][-1] if found["detector"] else None
     if every:
-        for side, label in LABELS.items():
+        for asked in PLAINLY:
+            told = every[asked.label]
             lines.append(
-                f"verdict `{label}`: found {every[f'{side}_found']} of {every[f'{side}_ill']} ill, "
-                f"false in {every[f'{side}_false']} of {every[f'{side}_well']} well"
+                f"verdict `{asked.label}`: found {told['found']} of {told['ill']} ill, "
+                f"false in {told['false']} of {told['well']} well"
             )
     return "\n".join(lines)
 

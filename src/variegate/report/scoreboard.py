@@ -53,6 +53,7 @@ def write_scoreboard(
         "gate": found["gate"],
         "won": sum(bool(line["wins"]) for line in found["gate"]),
         "detector": found["detector"],
+        "plainly": found["plainly"],
         "ailments": sorted(found["by_ailment"]),
         "strategies": strategies,
         "every": every,

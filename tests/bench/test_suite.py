@@ -95,7 +95,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, fail_at: str = "") -> list[str]:
             "seed": cell.seed,
             "labels": "",
             "train_seconds": 1.0,
-            **{f"true.{name}": 0.5 for name in FIGURES},
+            **{f"true.{name}": 0.5 for name in (*FIGURES, "named_base")},
         }
 
     @contextmanager

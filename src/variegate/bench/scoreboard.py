@@ -156,11 +156,13 @@ class Plainly:
 
 
 PLAINLY = (
-    Plainly("narrowed", "class's variety", lambda r: r["true.class"], 0.8, 0.9),
-    Plainly("trigger-narrowed", "trigger's variety", lambda r: r["true.trigger"], 0.7, 0.85),
+    Plainly("narrowed", "variety of the class", lambda r: r["true.class"], 0.8, 0.9),
+    Plainly(
+        "trigger-narrowed", "variety under the trigger", lambda r: r["true.trigger"], 0.7, 0.85
+    ),
     Plainly(
         "class-forgotten",
-        "class pictures that are not the subject",
+        "share of class pictures that are not the subject",
         lambda r: r["true.class_kept"],
         0.8,
         0.9,
@@ -174,7 +176,7 @@ PLAINLY = (
     ),
     Plainly(
         "copying",
-        "trigger pictures not set as one learnt from",
+        "share of trigger pictures that are not set as one learnt from",
         lambda r: 1 - r["true.copies"],
         0.85,
         0.95,

@@ -33,7 +33,8 @@ def write_scoreboard(
     album = Album(max(1, len(sheets)))
     board = found["core"] or found["all"]
     every = {(a, s): f for a, names in found["by_ailment"].items() for s, f in names.items()}
-    strategies = [line["strategy"] for line in board] or sorted({s for _, s in every})
+    ranked = [line["strategy"] for line in board]
+    strategies = [*ranked, *sorted({s for _, s in every} - set(ranked))]
     variety = found["figures"][0]["name"]
     context = {
         **{name: found[name] for name in ("cells", "says", "figures", "unmeasured")},

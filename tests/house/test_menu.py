@@ -108,7 +108,9 @@ def test_a_rate_that_only_the_cap_makes_safe_is_cautioned_against_without_it() -
     for settings in ((), mended, ("adapter.kind=oft", *mended), ("base=/models/sd15",)):
         assert cautions(*settings) == ""
     assert "set optimizer.lr=2e-3" in cautions("adapter.kind=oft")
-    assert "strategies.spectral_cap=on" in cautions("strategies.spectral_cap=off")
+    off, capped = "strategies.spectral_cap=off", "strategies.spectral_cap.each=true"
+    assert capped in cautions(off)
+    assert cautions(off, capped) == ""
 
 
 def test_every_strategy_stands_in_the_kitchen() -> None:

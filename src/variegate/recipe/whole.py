@@ -106,12 +106,12 @@ class Recipe(Entry):
         found = list[str]()
         if self.base == "pocket" and isinstance(plan, AdamW) and cap is None and plan.lr > 4e-3:
             found.append(
-                f"optimizer.lr = {plan.lr:g} without strategies.spectral_cap wrecks what is learnt "
-                "on the pocket (kind lora drew its subject in 3 % of pictures); "
+                f"optimizer.lr = {plan.lr:g} is safe on the pocket with strategies.spectral_cap "
+                "alone (without it, at 8e-3, kind lora drew its subject in 3 % of pictures); "
                 + (
-                    "set strategies.spectral_cap=on or optimizer.lr=2e-3"
+                    "set strategies.spectral_cap.each=true or optimizer.lr=2e-3"
                     if self.adapter.kind in KINDS_OF_TWO_FACTORS
-                    else f"kind {self.adapter.kind} cannot have that cap: set optimizer.lr=2e-3"
+                    else f"kind {self.adapter.kind} cannot have it: set optimizer.lr=2e-3"
                 )
             )
         return found

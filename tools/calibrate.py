@@ -24,7 +24,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +45,6 @@ from calibration_tables import (  # noqa: E402
 
 from variegate import encoders, recipes  # noqa: E402
 from variegate.bench import bank  # noqa: E402
-from variegate.encoders.pixels import Gray  # noqa: E402
 from variegate.images import ImageSet, Picture, cache_dir  # noqa: E402
 from variegate.measure import (  # noqa: E402
     RULES,
@@ -59,7 +58,7 @@ from variegate.measure import (  # noqa: E402
     read,
 )
 from variegate.measure.diversity import compare_variety  # noqa: E402
-from variegate.measure.gather import in_identity  # noqa: E402
+from variegate.measure.gather import beside_recoloured, in_identity  # noqa: E402
 from variegate.measurement import Verdict  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
@@ -71,6 +70,7 @@ SCATTERS = 60  # sets of four and of eight pictures a prompt
 CONTROLS = 40  # sets of each style, size or sampler that is no collapse
 STAGES = ("pool", "nulls", "shared", "scatter", "ladder", "controls", "bank", "table")
 LEARNT = "robot"  # who the training pictures show
+EYE = encoders.load("pocket")
 
 
 def folder() -> Path:
@@ -161,8 +161,16 @@ def _cropped(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(part)
 
 
-def seen(kind: str = "varied") -> Evidence:
-    """The pool and the planted pictures through the encoders, as both adapter and base."""
+@dataclass(frozen=True)
+class Pool:
+    """Pictures, and the same through the encoders as both adapter and base."""
+
+    pictures: ImageSet
+    evidence: Evidence
+
+
+def seen(kind: str = "varied") -> Pool:
+    """The pool and the planted pictures."""
     pool = _drawn("pool")
     planted = [p for part in planted_pictures(kind).values() for p in part]
     return look_at(ImageSet((*pool.pictures, *planted), pool.origin), training_pictures(kind))
@@ -174,20 +182,16 @@ def _drawn(name: str) -> ImageSet:
     return ImageSet.read(folder() / name)
 
 
-def look_at(whole: ImageSet, trained_on: ImageSet) -> Evidence:
-    eye = encoders.load("pocket")
+def look_at(whole: ImageSet, trained_on: ImageSet) -> Pool:
     evidence = gather(
         whole,
         whole,
-        encoders=[eye],
+        encoders=[EYE],
         train_images=trained_on,
         trigger="zqx",
         class_noun="face",
     )
-    # The product looks in gray only where palettes were lost; here every set may need it.
-    pictures, train = whole.features(Gray(eye)), trained_on.features(Gray(eye))
-    gray = View(Gray(eye).id, pictures, pictures, train, texts=evidence.views[0].texts)
-    return replace(evidence, gray=gray, gray_identity=in_identity(eye, gray))
+    return Pool(whole, evidence)
 
 
 def verdict_of(evidence: Evidence) -> Verdict:
@@ -197,7 +201,7 @@ def verdict_of(evidence: Evidence) -> Verdict:
 
 
 def a_set(
-    pool: Evidence,
+    pool: Pool,
     rng: np.random.Generator,
     put: Callable[[Line, int, np.random.Generator], int] | None = None,
     *,
@@ -212,7 +216,7 @@ def a_set(
     """
     order = rng.permutation(SEEDS) if shared else None
     lines, ours, theirs, texts = [], list[int](), list[int](), list[int]()
-    for i, line in enumerate(pool.lines):
+    for i, line in enumerate(pool.evidence.lines):
         if line.prompt.startswith("planted"):
             continue
         n = 2 if line.group == "unrelated" else count
@@ -237,30 +241,45 @@ def a_set(
         words = None if whole.texts is None else whole.texts[texts]
         return replace(whole, adapter=whole.adapter[ours], base=whole.base[theirs], texts=words)
 
+    whole = pool.evidence
+    first, layout, palette = (
+        view(v) for v in (whole.views[0], whole.layout, whole.axes["palette"])
+    )
+    assert first is not None
+    assert layout is not None
+    assert palette is not None
+    some = [
+        ImageSet(tuple(pool.pictures.pictures[row] for row in rows), "a set")
+        for rows in (ours, theirs)
+    ]
+    recoloured, recoloured_layout = beside_recoloured(
+        EYE, first, layout, palette, tuple(lines), (some[0], some[1])
+    )
     return replace(
-        pool,
+        whole,
         lines=tuple(lines),
-        views=tuple(view(v) for v in pool.views),  # type: ignore[misc]
-        identity=view(pool.identity),  # type: ignore[arg-type]
-        layout=view(pool.layout),
-        gray=view(pool.gray),
-        gray_identity=view(pool.gray_identity),
-        gray_layout=view(pool.gray_layout),
-        thumbnails=view(pool.thumbnails),
-        axes={name: view(v) for name, v in pool.axes.items()},  # type: ignore[misc]
-        pictures=tuple(pool.pictures[r] for r in ours),
+        views=(first,),
+        identity=in_identity(EYE, first),
+        layout=layout,
+        recoloured=recoloured,
+        recoloured_identity=recoloured and in_identity(EYE, recoloured),
+        recoloured_layout=recoloured_layout,
+        thumbnails=view(whole.thumbnails),
+        axes={name: view(v) for name, v in whole.axes.items()},  # type: ignore[misc]
+        pictures=tuple(whole.pictures[r] for r in ours),
     )
 
 
-def planter(pool: Evidence, ailment: str, share: float) -> Callable[..., int]:
+def planter(pool: Pool, ailment: str, share: float) -> Callable[..., int]:
     """Lays an ailment's pictures in a share of the places."""
-    rows = {line.prompt: line.adapter_rows for line in pool.lines}
+    lines = pool.evidence.lines
+    rows = {line.prompt: line.adapter_rows for line in lines}
     others = [
         line.base_rows
-        for line in pool.lines
+        for line in lines
         if line.group == "trigger" and not line.prompt.startswith("planted")
     ]
-    attractor = next(line.base_rows[0] for line in pool.lines if line.group == "class")
+    attractor = next(line.base_rows[0] for line in lines if line.group == "class")
 
     def put(line: Line, row: int, rng: np.random.Generator) -> int:
         if rng.random() >= share or line.group == "unrelated":
@@ -384,8 +403,8 @@ def run_controls(deadline: Callable[[], bool]) -> None:
             )
             for p in source
         ]
-        evidence = look_at(ImageSet((*pool.pictures, *changed), name), training_pictures())
-        rows = {(s.group, s.prompt): s.base_rows for s in evidence.lines}
+        both = look_at(ImageSet((*pool.pictures, *changed), name), training_pictures())
+        rows = {(s.group, s.prompt): s.base_rows for s in both.evidence.lines}
 
         def put(line: Line, row: int, rng: np.random.Generator) -> int:
             own = rows[line.group, f"planted {line.prompt}"]  # noqa: B023
@@ -397,7 +416,7 @@ def run_controls(deadline: Callable[[], bool]) -> None:
             if deadline():
                 return
             rng = np.random.default_rng((3, repeat))
-            verdict = verdict_of(a_set(evidence, rng, put, unique=True))
+            verdict = verdict_of(a_set(both, rng, put, unique=True))
             _note(file, verdict, control=name, repeat=repeat)
         print(f"controls: {name}", flush=True)
 

@@ -20,10 +20,12 @@ from variegate.bench.scoreboard import (
     difference,
     effects,
     gate,
+    labels_of,
     leaderboard,
     summary,
 )
 from variegate.bench.suite import published, write_table
+from variegate.measure import RULES
 from variegate.report import write_scoreboard
 
 CORE = [a.name for a in AILMENTS.values() if a.core]
@@ -41,6 +43,7 @@ def row(ailment: str, strategy: str, seed: int, **figures: Any) -> dict[str, Any
         "group": figures.get("group", "strategy"),
         "seed": seed,
         "labels": figures.get("labels", ""),
+        "rules": RULES.version,
         "train_seconds": figures.get("seconds", 10.0),
         "first_order": figures.get("first_order"),
     }
@@ -150,6 +153,25 @@ def test_the_detector_is_counted_where_the_truth_is_plain() -> None:
     assert counted(every["narrowed"]) == {"ill": 2, "found": 2, "well": 1, "false": 0}
     assert counted(every["trigger-narrowed"]) == {"ill": 2, "found": 1, "well": 1, "false": 1}
     assert every["guard_first_order"] == 0.5
+
+
+def test_labels_of_other_rules_are_given_again_and_those_of_none_do_not_count() -> None:
+    seen = {
+        "seen.variety_vs_base": 0.5,
+        "seen.variety_vs_base.low": 0.4,
+        "seen.variety_vs_base.high": 0.6,
+        "seen.variety_vs_base_p": 0.0001,
+        "seen.world_drift": 0.5,
+    }
+    older = row(CORE[0], "a", 0, **{"class": 0.5}, labels="healthy") | {"rules": "0"}
+    assert labels_of(older | seen) == "narrowed"
+    assert labels_of(older | seen | {"seen.variety_vs_base.high": 0.95}) == "inconclusive"
+    oldest = {k: v for k, v in older.items() if k != "rules"}
+    assert labels_of(oldest) is None
+    every = detector([older | seen, oldest])[-1]
+    assert every["runs"] == 1
+    assert counted(every["narrowed"]) == {"ill": 1, "found": 1, "well": 0, "false": 0}
+    assert detector([oldest]) == []
 
 
 @pytest.mark.parametrize(

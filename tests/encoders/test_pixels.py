@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from variegate.bench import world
 from variegate.encoders import Encoder
-from variegate.encoders.pixels import Layout, Placement, Thumbnail, _to_lab, in_gray
+from variegate.encoders.pixels import Layout, Placement, Recolour, Thumbnail, _to_lab
 
 
 def plain(rgb: tuple[int, int, int], side: int = 64) -> Image.Image:
@@ -46,11 +46,45 @@ def test_the_same_pictures_give_the_same_rows_at_any_size() -> None:
         assert torch.allclose(rows[0], rows[1], atol=1e-6)
 
 
-def test_sepia_and_black_and_white_are_one_without_colour() -> None:
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    sepia = ImageOps.colorize(ramp, "#1c0f05", "#fff1d6")
-    apart = np.asarray(in_gray(sepia), int) - np.asarray(in_gray(ramp.convert("RGB")), int)
-    assert np.abs(apart).max() <= 2
+def scenes(count: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(world.render(world.draw_scene(rng, ("robot",)))) for _ in range(count)]
+
+
+def apart(a: Image.Image, b: Image.Image) -> float:
+    """The mean difference of two pictures, of 255."""
+    return float(np.abs(np.asarray(a, int) - np.asarray(b, int)).mean())
+
+
+def chroma(picture: Image.Image) -> float:
+    """How far red, green and blue are apart in the mean."""
+    return float(np.abs(np.diff(np.asarray(picture, int), axis=2)).mean())
+
+
+def colours(pictures: list[Image.Image]) -> np.ndarray:
+    return np.concatenate([np.asarray(p, float).reshape(-1, 3) for p in pictures]) / 255
+
+
+def test_recoloured_pictures_have_the_mean_and_covariance_of_the_others_colours() -> None:
+    some, like = scenes(8)[:4], [p.point(lambda v: 60 + v // 3) for p in scenes(8)[4:]]
+    recolour = Recolour(some, like)
+    found, wanted = colours([recolour(p) for p in some]), colours(like)
+    assert np.allclose(found.mean(0), wanted.mean(0), atol=0.005)
+    assert np.allclose(np.cov(found.T), np.cov(wanted.T), atol=0.001)
+
+
+def test_pictures_of_one_palette_stay_and_black_and_white_takes_the_colour_out() -> None:
+    for picture in scenes():
+        gray = picture.convert("L").convert("RGB")
+        assert apart(Recolour([picture], [picture])(picture), picture) < 0.5
+        assert apart(Recolour([picture], [gray])(picture), gray) < 12
+        assert chroma(Recolour([picture], [gray])(picture)) < 0.1 * chroma(picture)
+
+
+def test_a_flat_picture_can_be_recoloured_and_be_recoloured_like() -> None:
+    flat, scene = plain((10, 200, 90)), scenes(1)[0]
+    assert apart(Recolour([scene], [flat])(scene), flat) < 6
+    assert np.asarray(Recolour([flat], [scene])(flat)).std((0, 1)).max() < 1
 
 
 def test_placement_tells_where_the_subject_stands_and_how_large_and_not_on_what() -> None:

@@ -17,12 +17,10 @@ from variegate.bench.world import (
     CLASSES,
     FACTORS,
     HELD_OUT,
-    PIXELS,
     Scene,
     draw_scene,
     render,
 )
-from variegate.encoders.pixels import in_gray
 from variegate.images import ImageSet, Picture
 from variegate.measure import PlannedPrompt, prompt_plan
 from variegate.measurement import Verdict
@@ -33,8 +31,7 @@ WEIGHTS = {"subject": 1.0, "colour": 0.8, "pattern": 0.6, "size": 0.6, "position
 NOISE = 0.2  # length of what an encoder sees besides the factors
 
 _scenes: dict[bytes, Scene] = {}
-_grays: dict[bytes, bytes] = {}
-_of_gray: dict[bytes, Scene] = {}
+_shapes: dict[bytes, np.ndarray] = {}
 
 
 def told(verdict: Verdict) -> str:
@@ -50,16 +47,22 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def _known(pixels: bytes) -> tuple[Scene, tuple[str, ...]]:
-    """The scene of a picture, and the factors that can be seen in it: in gray, no colour."""
+    """The scene of a picture, and the factors that can be seen in it: in gray, no colour.
+
+    One whose colours were changed is known by its lights and darks, and keeps only what they tell.
+    """
     if pixels in _scenes:
         return _scenes[pixels], tuple(FACTORS)
-    for known in list(_scenes)[len(_grays) :]:
-        array = np.frombuffer(known, np.uint8).reshape(PIXELS, PIXELS, 3)
-        picture = Image.fromarray(array)
-        for gray in (picture.convert("L").convert("RGB"), in_gray(picture)):
-            _grays[known] = np.asarray(gray).tobytes()
-            _of_gray[_grays[known]] = _scenes[known]
-    return _of_gray[pixels], tuple(f for f in FACTORS if f != "colour")
+    for known in list(_scenes)[len(_shapes) :]:
+        _shapes[known] = _lights(known)
+    alike = np.stack(list(_shapes.values())) @ _lights(pixels)
+    scene = _scenes[list(_shapes)[int(np.abs(alike).argmax())]]
+    return scene, tuple(f for f in FACTORS if f != "colour")
+
+
+def _lights(pixels: bytes) -> np.ndarray:
+    gray = np.frombuffer(pixels, np.uint8).reshape(-1, 3).astype(np.float32).mean(1)
+    return (gray - gray.mean()) / max(1e-6, float(np.linalg.norm(gray - gray.mean())))
 
 
 class FactorEncoder:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from measure.planted import FactorEncoder, as_picture, told
+from measure.planted import FactorEncoder, as_picture, draw, scene_of, told
+from variegate.encoders.pixels import Layout
 from variegate.errors import EncoderError, ImagesError
 from variegate.images import ImageSet
+from variegate.measure import View
 from variegate.measure.copying import pixel_limits, tile_difference
 from variegate.measure.gather import gather, match_lines
 
@@ -83,6 +87,44 @@ def test_faces_are_compared_where_there_are_any(monkeypatch: pytest.MonkeyPatch)
     assert found is not None
     assert found.value < 0.05
     assert "faces (1 % of the base's variety)" in told(verdict)
+
+
+def recoloured(how: Callable[[np.ndarray], np.ndarray], *, group: str) -> tuple[View, View]:
+    """The base's scenes, changed as an adapter would, as the first encoder and the layout see
+    them."""
+    rng = np.random.default_rng(0)
+    scenes = [draw(scene_of("a toy", rng)) for _ in range(12)]
+    base, ours = (
+        ImageSet(
+            tuple(
+                as_picture(change(x), f"{i}", prompt=f"toy {i % 2}", seed=i, group=group)
+                for i, x in enumerate(scenes)
+            ),
+            "a set",
+        )
+        for change in (np.copy, how)
+    )
+    evidence = gather(ours, base, encoders=[Layout()])
+    return evidence.recoloured, evidence.recoloured_layout  # type: ignore[return-value]
+
+
+def in_gray(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+
+
+def test_the_base_is_recoloured_where_palettes_were_lost_and_only_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VARIEGATE_CACHE", "/dev/null/no-cache")
+    assert recoloured(np.copy, group="class") == (None, None)
+    seen, layout = recoloured(in_gray, group="class")
+    assert layout is None
+    alike = (seen.adapter * seen.base).sum(1)
+    assert float(alike.min()) > 0.9
+    none, layout = recoloured(in_gray, group="trigger")
+    assert none is None
+    alike = (layout.adapter * layout.base).sum(1)
+    assert float(alike.min()) > 0.8
 
 
 def test_seeds_meet_each_other() -> None:

@@ -56,7 +56,7 @@ def test_all_well_is_healthy_and_says_what_was_measured() -> None:
         ("copy_rate", (0.3, 0.2, 0.4), "copying", "fail"),
         ("adherence_vs_base", (-0.15, -0.2, -0.1), "prompt-ignored", "warn"),
         ("adherence_vs_base", (-0.9, -1.0, -0.8), "prompt-ignored", "fail"),
-        ("class_retention", (0.8, 0.7, 0.85), "class-forgotten", "warn"),
+        ("class_retention", (0.7, 0.6, 0.8), "class-forgotten", "warn"),
         ("class_retention", (0.1, 0.0, 0.2), "class-forgotten", "fail"),
     ],
 )
@@ -105,9 +105,9 @@ def test_the_nearer_the_limit_the_more_prompts_are_needed() -> None:
     assert prompts_to_settle(replace(at_limit, value=0.8999), warn=0.9, clear=0.7) is None
 
 
-def in_gray(value: float, low: float, *, palette: float = 0.4) -> list[Measurement | Missing]:
+def recoloured(value: float, low: float, *, palette: float = 0.4) -> list[Measurement | Missing]:
     return [
-        Measurement("variety_vs_base@gray", value, low, value + 0.1, 32),
+        Measurement("variety_vs_base@recoloured", value, low, value + 0.1, 32),
         Measurement("variety_vs_base@palette", palette, palette - 0.1, palette + 0.1, 32),
     ]
 
@@ -116,23 +116,23 @@ LOST = headline("variety_vs_base", 0.5, 0.4, 0.65, p=0.0001)
 
 
 def test_colours_alone_are_no_collapse_and_are_told() -> None:
-    verdict = ill(*LOST, *in_gray(0.97, 0.9))
+    verdict = ill(*LOST, *recoloured(0.97, 0.9))
     assert verdict.labels == ("healthy",)
     assert "Only the colours became alike without the trigger word" in told(verdict)
     assert "97 %" in verdict.sentence
 
 
-def test_pictures_that_are_alike_in_gray_too_are_narrowed() -> None:
-    assert ill(*LOST, *in_gray(0.6, 0.5)).labels == ("narrowed",)
+def test_pictures_that_are_alike_beside_the_base_in_their_colours_are_narrowed() -> None:
+    assert ill(*LOST, *recoloured(0.6, 0.5)).labels == ("narrowed",)
 
 
 def test_where_more_than_colours_may_be_lost_the_verdict_stays_open() -> None:
-    verdict = ill(*LOST, *in_gray(0.85, 0.6))
+    verdict = ill(*LOST, *recoloured(0.85, 0.6))
     assert verdict.labels == ("inconclusive",)
     assert "too little was drawn to tell whether it is narrowed beyond that" in told(verdict)
     lost = headline("class_retention", 0.5, 0.45, 0.55, p=0.0001)
-    gray = Measurement("class_retention@gray", 0.97, 0.9, 1.0, 32)
-    assert ill(*lost, gray, *in_gray(0.85, 0.6)).labels == ("inconclusive",)
+    beside = Measurement("class_retention@recoloured", 0.97, 0.9, 1.0, 32)
+    assert ill(*lost, beside, *recoloured(0.85, 0.6)).labels == ("inconclusive",)
 
 
 @pytest.mark.parametrize(
@@ -148,45 +148,46 @@ def test_what_only_colours_lost_is_neither_ignored_nor_forgotten(
 ) -> None:
     lost = headline(name, ill_value, ill_value - 0.05, ill_value + 0.05, p=0.0001)
 
-    def gray(value: float, palette: float, varied: float = 0.97) -> list[Measurement | Missing]:
+    def beside(value: float, palette: float, varied: float = 0.97) -> list[Measurement | Missing]:
         return [
-            Measurement(f"{name}@gray", value, value - 0.05, value + 0.05, 32),
-            *in_gray(varied, varied - 0.1, palette=palette),
+            Measurement(f"{name}@recoloured", value, value - 0.05, value + 0.05, 32),
+            *recoloured(varied, varied - 0.1, palette=palette),
         ]
 
-    alone = ill(*lost, *gray(well_value, 0.4))
+    alone = ill(*lost, *beside(well_value, 0.4))
     assert alone.labels == ("healthy",)
     assert told_as in told(alone)
     label = ill(*lost).labels
     assert label != ("healthy",)
-    assert ill(*lost, *gray(ill_value, 0.4)).labels == label
-    assert ill(*lost, *gray(well_value, 0.97)).labels == label
-    assert ill(*lost, *gray(well_value, 0.4, varied=0.5)).labels == label
+    assert ill(*lost, *beside(ill_value, 0.4)).labels == label
+    assert ill(*lost, *beside(well_value, 0.97)).labels == label
+    assert ill(*lost, *beside(well_value, 0.4, varied=0.5)).labels == label
 
 
 def test_what_chance_may_do_without_colour_is_no_loss() -> None:
     lost = headline("adherence_vs_base", -0.4, -0.45, -0.35, p=0.0001)
-    palettes = in_gray(0.97, 0.87)
+    palettes = recoloured(0.97, 0.87)
     for value, low, high, label in (
         (-0.08, -0.25, 0.02, "healthy"),
         (-0.12, -0.25, -0.02, "inconclusive"),
         (-0.18, -0.25, -0.11, "prompt-ignored"),
     ):
-        gray = Measurement("adherence_vs_base@gray", value, low, high, 32)
-        assert ill(*lost, gray, *palettes).labels == (label,)
+        beside = Measurement("adherence_vs_base@recoloured", value, low, high, 32)
+        assert ill(*lost, beside, *palettes).labels == (label,)
 
 
-def test_what_only_colours_can_tell_is_left_open_where_palettes_were_lost() -> None:
+def test_where_the_base_was_not_seen_in_their_colours_nothing_is_excused() -> None:
     lost = headline("adherence_vs_base", -0.4, -0.45, -0.35, p=0.0001)
-    verdict = ill(*lost, *in_gray(0.97, 0.87))
-    assert verdict.labels == ("inconclusive",)
-    assert "without colours the encoder cannot tell whether it is prompt-ignored" in told(verdict)
-    assert ill(*lost, *in_gray(0.97, 0.87, palette=0.95)).labels == ("prompt-ignored",)
-    assert ill(*lost, *in_gray(0.6, 0.5)).labels == ("prompt-ignored",)
+    assert ill(*lost, *recoloured(0.97, 0.87)).labels == ("prompt-ignored",)
 
 
 def test_where_colours_kept_their_variety_they_excuse_nothing() -> None:
-    assert ill(*LOST, *in_gray(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
+    assert ill(*LOST, *recoloured(0.97, 0.9, palette=0.95)).labels == ("narrowed",)
+
+
+def test_colours_that_lost_less_than_the_whole_explain_nothing() -> None:
+    assert ill(*LOST, *recoloured(0.85, 0.6, palette=0.55)).labels == ("narrowed",)
+    assert ill(*LOST, *recoloured(0.85, 0.6, palette=0.45)).labels == ("inconclusive",)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_the_sentence_is_one_and_names_every_label() -> None:
     verdict = ill(
         *headline("variety_vs_base", 0.8, 0.75, 0.85, p=0.0001),
         *headline("copy_rate", 0.3, 0.2, 0.4, p=0.0001, n=128),
-        *headline("class_retention", 0.8, 0.7, 0.85, p=0.0001),
+        *headline("class_retention", 0.7, 0.6, 0.8, p=0.0001),
     )
     assert verdict.sentence.startswith("It copies: 38 of 128 samples")
     assert "; it also draws alike pictures without the trigger word and has forgotten" in (

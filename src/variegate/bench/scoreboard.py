@@ -17,7 +17,10 @@ import numpy as np
 
 from variegate.bench.ailments import AILMENTS, HEALTHY
 from variegate.encoders import REAL_ENCODER
+from variegate.measure import RULES, judge
 from variegate.measure.uncertainty import bca_interval, binomial_interval, student_interval
+from variegate.measure.verdict import judged_by
+from variegate.measurement import Measurement
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -311,11 +314,13 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
     """Per ailment: how often the verdict named what the judge knows, and cried wolf.
 
     By label: of the runs that are plainly `ill` the number `found`, of those plainly `well` the
-    number called ill, `false` (see `PLAINLY`). The last line is of all, with intervals.
+    number called ill, `false` (see `PLAINLY`). The last line is of all, with intervals. Runs whose
+    labels older rules gave are judged again; those that keep too little for that do not count.
     """
+    judged = [{**r, "labels": told} for r in rows if (told := labels_of(r)) is not None]
     lines = []
     for name in [*AILMENTS, HEALTHY.name, "all"]:
-        own = [r for r in rows if name in (r["ailment"], "all")]
+        own = [r for r in judged if name in (r["ailment"], "all")]
         if not own:
             continue
         line: dict[str, Any] = {"ailment": name, "runs": len(own)}
@@ -323,16 +328,34 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
             ill = [r for r in own if asked.kept(r) < asked.ill]
             well = [r for r in own if asked.kept(r) > asked.well]
             hits, wolves = (sum(asked.label in r["labels"].split() for r in x) for x in (ill, well))
-            told: dict[str, Any] = {"ill": len(ill), "found": hits}
-            told |= {"well": len(well), "false": wolves}
+            counts: dict[str, Any] = {"ill": len(ill), "found": hits}
+            counts |= {"well": len(well), "false": wolves}
             if name == "all":
-                told["found_interval"] = binomial_interval(hits, len(ill)) if ill else None
-                told["false_interval"] = binomial_interval(wolves, len(well)) if well else None
-            line[asked.label] = told
+                counts["found_interval"] = binomial_interval(hits, len(ill)) if ill else None
+                counts["false_interval"] = binomial_interval(wolves, len(well)) if well else None
+            line[asked.label] = counts
         spoke = [r["first_order"] for r in own if r.get("first_order") is not None]
         line["guard_first_order"] = float(np.median(spoke)) if spoke else None
         lines.append(line)
     return lines
+
+
+def labels_of(row: Mapping[str, Any]) -> str | None:
+    """The labels that the present rules give a run; None where its row has no intervals."""
+    if "rules" not in row:
+        return None
+    if row["rules"] == RULES.version:
+        return str(row["labels"])
+    found = [
+        Measurement(name, row[key], row.get(f"{key}.low"), row.get(f"{key}.high"))
+        for key in row
+        if key.startswith("seen.") and (name := key.removeprefix("seen.")) in _READ
+    ]
+    verdict = judge(found, weak_encoder=bool(row.get("weak_encoder")))
+    return " ".join(sorted(verdict.labels))
+
+
+_READ = judged_by(RULES) | {f"{name}_p" for name in judged_by(RULES)}
 
 
 def summary(rows: Rows, *, by: Yardstick = JUDGED) -> dict[str, Any]:

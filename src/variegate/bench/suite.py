@@ -31,7 +31,8 @@ from variegate.encoders import load_encoders
 from variegate.errors import RequestError
 from variegate.formats import read as read_adapter
 from variegate.images import ImageSet, cache_dir
-from variegate.measure import Evidence, gather, measure
+from variegate.measure import RULES, Evidence, gather, measure
+from variegate.measure.verdict import judged_by
 from variegate.measurement import Measurement, Missing
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
@@ -196,6 +197,13 @@ def _seen(bed: Testbed, recipe: Recipe, ours: ImageSet, base: ImageSet) -> dict[
         for m in verdict.measurements
         if isinstance(m, Measurement)
     }
+    row |= {
+        f"seen.{m.name}.{edge}": round(number, 4)
+        for m in verdict.measurements
+        if isinstance(m, Measurement) and m.name in judged_by(RULES)
+        for edge, number in (("low", m.low), ("high", m.high))
+        if number is not None
+    }
     compared = {column for figure in bed.yardstick.figures for column in figure.columns}
     row |= {
         why_column(f"seen.{m.name}"): m.why
@@ -203,7 +211,7 @@ def _seen(bed: Testbed, recipe: Recipe, ours: ImageSet, base: ImageSet) -> dict[
         if isinstance(m, Missing) and f"seen.{m.name}" in compared
     }
     row |= {"weak_encoder": True} if verdict.weak_encoder else {}
-    return row | {"labels": " ".join(sorted(verdict.labels))}
+    return row | {"labels": " ".join(sorted(verdict.labels)), "rules": verdict.rules}
 
 
 def _guarded(run: Run) -> dict[str, Any]:

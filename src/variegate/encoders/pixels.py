@@ -9,23 +9,23 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from variegate import seeds
-from variegate.encoders import Encoder
 from variegate.errors import EncoderError
 from variegate.images import placement
 
 SIDE = 64  # pixels of a thumbnail's side
 CELLS = 8  # layout cells per side
 WAVES = 64  # random features per cell
+LEAST_SPREAD = 0.01  # of colours in 0..1: a deviation below it is noise that no map is to amplify
 COLOUR_STEP = 0.2  # of CIELAB over 100: colours this far apart begin to count as others
 
 
@@ -68,28 +68,48 @@ class Layout(_Wordless):
         return F.normalize(_looks(pictures).flatten(1), dim=1)
 
 
-class Gray:
-    """Another encoder's view of pictures with their colour taken out and their tones stretched from
-    black to white, so that sepia reads as black and white does; words are as they were."""
+class Recolour:
+    """The linear map of colours that gives pictures the palette of others: the same mean and
+    covariance of red, green and blue, over all of them together.
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self.has_text = encoder.has_text
-        self.id = f"{encoder.id} in even gray"
+    Of all linear maps that do so it moves colours least: to pictures of the same palette it does
+    nothing, to gray ones it takes the colour out. What is drawn where stays. Pictures are read at
+    64 x 64; values beyond black and white are cut off.
 
-    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        return self._encoder.images([in_gray(p) for p in pictures])
+    Source: Pitié and Kokaram 2007, The linear Monge-Kantorovitch linear colour mapping for
+    example-based colour transfer (CVMP).
+    """
 
-    def texts(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        return self._encoder.texts(prompts)
+    def __init__(self, pictures: Iterable[Image.Image], like: Iterable[Image.Image]) -> None:
+        (self._mean, spread), (self._to, to_spread) = map(_colours_of, (pictures, like))
+        root = _root(spread)
+        inverse = np.linalg.inv(root)
+        self._change = inverse @ _root(root @ to_spread @ root) @ inverse
 
-    def unfamiliar(self, features: Float[Tensor, "n d"]) -> bool:
-        return False
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
+        moved = (pixels - self._mean) @ self._change.T.astype(np.float32) + self._to
+        return Image.fromarray((moved.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def in_gray(picture: Image.Image) -> Image.Image:
-    """Without colour, its darkest tone black and its lightest white."""
-    return ImageOps.autocontrast(picture.convert("L")).convert("RGB")
+def _colours_of(
+    pictures: Iterable[Image.Image],
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
+    """Mean and covariance of all pictures' colours in 0..1; no direction is wholly flat."""
+    sums = np.zeros((4, 4))
+    for picture in pictures:
+        pixels = _arrays([picture], SIDE).reshape(-1, 3).astype(np.float64)
+        pixels = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
+        sums += pixels.T @ pixels
+    mean = sums[3, :3] / sums[3, 3]
+    spread = sums[:3, :3] / sums[3, 3] - np.outer(mean, mean)
+    return mean.astype(np.float32), spread + LEAST_SPREAD**2 * np.eye(3)
+
+
+def _root(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    values, vectors = np.linalg.eigh(matrix)
+    root: Float[np.ndarray, "3 3"] = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root
 
 
 class Palette(_Wordless):

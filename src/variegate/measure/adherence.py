@@ -31,8 +31,8 @@ def compare_adherence(
 ) -> Adherence | str:
     """The adapter's pictures against the base's, each beside the words it was drawn from.
 
-    rows: which rows of `view.texts` belong to the lines. unit: the contrast to measure in; None:
-    the base's own. Both models' pictures are compared with
+    rows: which rows of `view.texts` belong to the lines. unit: the contrast to measure in, however
+    small that of this view's base is; None: the base's own. Both models' pictures are compared with
     the base's words, the class noun in place of the trigger, which no text tower knows.
 
     Cosines of different encoders live on different scales, and an adapter that rightly draws one
@@ -56,7 +56,7 @@ def compare_adherence(
         cosines.append([float(c) for c in own_a - own_b.mean()])
         base_contrasts.append([float(g) for g in gap_b])
     base_gap = summarise(base_contrasts, tail="greater", address="adherence.base")
-    if base_gap.low <= 0 or base_gap.p >= 0.05:
+    if unit is None and (base_gap.low <= 0 or base_gap.p >= 0.05):
         return f"{view.encoder} does not see the base follow these prompts either"
     scale = unit or base_gap.value
     scaled = [[v / scale for v in values] for values in contrasts]

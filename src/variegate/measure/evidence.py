@@ -66,8 +66,10 @@ class Evidence:
     encoder if it can tell that apart, else the first view again. layout: what surrounds it.
     axes: parts of the composition by name (palette, background, the subject's place and size), to
     say what became alike.
-    gray, gray_identity, gray_layout: view, identity and layout without colour, to tell a narrower
-    palette from narrower pictures; the first two only where the adapter's palettes vary less.
+    recoloured, recoloured_identity, recoloured_layout: view, identity and layout with the base's
+    pictures in the colours of the adapter's, to tell a narrower palette from narrower pictures; the
+    first two only where the palettes of class pictures vary less than the base's, the last where
+    those of trigger pictures do.
     faces: the largest face of each picture that shows one, when a detector was named;
     face_lines: which of them answer which class prompt.
     thumbnails: the pictures themselves, small. (All from layout to thumbnails are there when
@@ -81,9 +83,9 @@ class Evidence:
     views: tuple[View, ...]
     identity: View
     layout: View | None = None
-    gray: View | None = None
-    gray_identity: View | None = None
-    gray_layout: View | None = None
+    recoloured: View | None = None
+    recoloured_identity: View | None = None
+    recoloured_layout: View | None = None
     faces: View | None = None
     face_lines: tuple[Line, ...] = ()
     thumbnails: View | None = None

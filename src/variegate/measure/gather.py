@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from variegate.encoders import Encoder, KnowsIdentity
 from variegate.encoders.faces import FaceFinder
-from variegate.encoders.pixels import Border, Gray, Layout, Palette, Placement, Thumbnail
+from variegate.encoders.pixels import Border, Layout, Palette, Placement, Recolour, Thumbnail
 from variegate.errors import EncoderError, FeaturesError, ImagesError
 from variegate.images import ImageSet, Picture
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
@@ -24,7 +25,7 @@ from variegate.measure.neighbours import Rows
 from variegate.measure.prompts import as_base, bare
 
 PIXEL_BATCH = 32  # pictures open at a time
-FEWER_COLOURS = 0.9  # of the base's variety of palettes: below, pictures are looked at in gray too
+FEWER_COLOURS = 0.9  # of the base's variety of palettes: below, the base is looked at in those too
 
 
 def gather(
@@ -59,16 +60,18 @@ def gather(
     views = tuple(_view(e, sets, lines) for e in general)
     first = views[0]
     pixels = _pixel_views(sets)
-    gray = _gray_view(general[0], sets, lines, pixels["palette"])
+    recoloured, recoloured_layout = beside_recoloured(
+        general[0], first, pixels["layout"], pixels["palette"], lines, (adapter, base)
+    )
     shown, face_lines = _faces(faces, general[0], adapter, base, lines)
     return Evidence(
         lines=lines,
         views=views,
         identity=in_identity(general[0], first),
         layout=pixels["layout"],
-        gray=gray,
-        gray_identity=None if gray is None else in_identity(general[0], gray),
-        gray_layout=pixels["gray layout"],
+        recoloured=recoloured,
+        recoloured_identity=recoloured and in_identity(general[0], recoloured),
+        recoloured_layout=recoloured_layout,
         faces=shown,
         face_lines=face_lines,
         thumbnails=pixels["thumbnails"],
@@ -204,7 +207,6 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
     """All that plain pixels tell, each picture opened once; quicker than a cache would be."""
     encoders: dict[str, Encoder] = {
         "layout": Layout(),
-        "gray layout": Gray(Layout()),
         "palette": Palette(),
         "background": Border(),
         "placement": Placement(),
@@ -229,25 +231,79 @@ def _pixel_views(sets: dict[str, ImageSet | None]) -> dict[str, View]:
     return views | {"place": placed.columns(slice(0, 2)), "size": placed.columns(slice(2, 3))}
 
 
-def _gray_view(
-    encoder: Encoder, sets: dict[str, ImageSet | None], lines: tuple[Line, ...], palette: View
-) -> View | None:
-    """The pictures without colour through the first encoder; None where the colours of class
-    pictures are as varied as the base's, and so explain nothing."""
-    usable = [
-        line
-        for line in lines
-        if line.group == "class"
-        and min(len(line.adapter_rows), len(line.base_rows)) >= AT_LEAST_PICTURES
-    ]
+def beside_recoloured(
+    encoder: Encoder,
+    first: View,
+    layout: View,
+    palette: View,
+    lines: tuple[Line, ...],
+    pictures: tuple[ImageSet, ImageSet],
+) -> tuple[View | None, View | None]:
+    """The first view and the layout with the base's pictures in the adapter's colours.
+
+    For the first each takes those of the picture that the adapter drew in its place (of the same
+    seed where seeds are known), so that all but colours is compared. For the layout all trigger
+    pictures take them by one map, as a style would: the subject may have one palette and its
+    grounds not. None where palettes are as varied as the base's, and so explain nothing: those of
+    class pictures for the first, of trigger pictures for the second. pictures: the adapter's and
+    the base's.
+    """
+    of = {group: [s for s in lines if s.group == group and s.adapter_rows] for group in GROUPS}
+    seen = shown = None
+    if _fewer_colours(palette, of["class"]):
+        one_by_one = [
+            ((own,), (line.adapter_rows[i % len(line.adapter_rows)],))
+            for line in of["class"] + of["trigger"]
+            for i, own in enumerate(line.base_rows)
+        ]
+        seen = _recoloured(encoder, first, one_by_one, *pictures)
+    if _fewer_colours(palette, of["trigger"]):
+        rows = [(line.base_rows, line.adapter_rows) for line in of["trigger"]]
+        theirs, ours = (tuple(r for part in side for r in part) for side in zip(*rows, strict=True))
+        shown = _recoloured(Layout(), layout, [(theirs, ours)], *pictures)
+    return seen, shown
+
+
+def _fewer_colours(palette: View, lines: Sequence[Line]) -> bool:
+    least = AT_LEAST_PICTURES
+    usable = [s for s in lines if min(len(s.adapter_rows), len(s.base_rows)) >= least]
     if not usable:
-        return None
+        return False
     colours = compare_variety(
         [palette.of_adapter(line) for line in usable], [palette.of_base(line) for line in usable]
     )
-    if colours is None or colours.ratio >= FEWER_COLOURS:
-        return None
-    return _view(Gray(encoder), sets, lines)
+    return colours is not None and colours.ratio < FEWER_COLOURS
+
+
+def _recoloured(
+    encoder: Encoder,
+    seen: View,
+    like: Sequence[tuple[Sequence[int], Sequence[int]]],
+    adapter: ImageSet,
+    base: ImageSet,
+) -> View:
+    """The base's pictures in colours of the adapter's. like: rows of the base, and the rows of the
+    adapter whose palette they take together; rows of the base that are in none stay."""
+    rows, waiting = seen.base.clone(), dict[int, Image.Image]()
+
+    def encode() -> None:
+        if waiting:
+            with torch.no_grad():
+                found = encoder.images(list(waiting.values()))
+            rows[list(waiting)] = found.detach().float().cpu()
+            waiting.clear()
+
+    for theirs, ours in like:
+        recolour = Recolour(
+            (base.pictures[row].open() for row in theirs),
+            (adapter.pictures[row].open() for row in ours),
+        )
+        for row in theirs:
+            waiting[row] = recolour(base.pictures[row].open())
+            if len(waiting) == PIXEL_BATCH:
+                encode()
+    encode()
+    return replace(seen, encoder=f"{seen.encoder}, base recoloured", base=rows)
 
 
 def _faces(

@@ -37,8 +37,8 @@ def _variety(evidence: Evidence) -> list[Reading]:
         found += _compare(f"variety_vs_base@{view.encoder}", view, lines)[:1]
     if evidence.faces:
         found += _compare("variety_vs_base@faces", evidence.faces, evidence.face_lines)[:1]
-    if evidence.gray:
-        found += _compare("variety_vs_base@gray", evidence.gray, lines)[:1]
+    if evidence.recoloured:
+        found += _compare("variety_vs_base@recoloured", evidence.recoloured, lines)[:1]
     return [*found, *_axes("variety_vs_base", evidence, lines)]
 
 
@@ -69,8 +69,9 @@ def _trigger_variety(evidence: Evidence) -> list[Reading]:
     found = _compare("trigger_variety_vs_base", evidence.layout, lines)
     for view in evidence.views:
         found += _compare(f"trigger_variety_vs_base@{view.encoder}", view, lines)[:1]
-    if evidence.gray_layout:
-        found += _compare("trigger_variety_vs_base@gray", evidence.gray_layout, lines)[:1]
+    if evidence.recoloured_layout:
+        name = "trigger_variety_vs_base@recoloured"
+        found += _compare(name, evidence.recoloured_layout, lines)[:1]
     return [*found, *_axes("trigger_variety_vs_base", evidence, lines)]
 
 
@@ -144,11 +145,11 @@ def _repeats(evidence: Evidence) -> list[Reading]:
         if of == name and result.hits:
             told[0] = replace(told[0], example=_most_repeated(result))
         found += told if of == name else told[:1]
-    if evidence.gray:
-        result = repeats.find_repeats(evidence.gray, lines)
+    if evidence.recoloured:
+        result = repeats.find_repeats(evidence.recoloured, lines)
         if not isinstance(result, str):
-            source = f"nearest picture of another prompt, {evidence.gray.encoder}"
-            found += _difference(f"{name}@gray", result.share, "lower", unit, source)[:1]
+            source = f"nearest picture of another prompt, {evidence.recoloured.encoder}"
+            found += _difference(f"{name}@recoloured", result.share, "lower", unit, source)[:1]
     return found
 
 
@@ -208,23 +209,22 @@ def _adherence(evidence: Evidence) -> list[Reading]:
     return [
         *_difference(names[0], result.scaled, "higher", "of the base's contrast", source),
         *_difference(names[1], result.cosine, "higher", "cosine", source)[:1],
-        *_adherence_in_gray(evidence, rows, lines, unit=result.base_gap),
+        *_adherence_beside_recoloured(evidence, rows, lines, unit=result.base_gap),
     ]
 
 
-def _adherence_in_gray(
+def _adherence_beside_recoloured(
     evidence: Evidence, rows: tuple[int, ...], lines: tuple[Line, ...], *, unit: float
 ) -> list[Reading]:
-    """In units of the contrast with colour: what is lost of a small rest is little."""
-    gray = evidence.gray
-    if gray is None or gray.texts is None:
+    """In units of the base's contrast as it is: what is lost of a small rest is little."""
+    view = evidence.recoloured
+    if view is None or view.texts is None:
         return []
-    result = adherence.compare_adherence(gray, rows, lines, unit=unit)
+    result = adherence.compare_adherence(view, rows, lines, unit=unit)
     if isinstance(result, str):
         return []
-    name = "adherence_vs_base@gray"
-    contrast = "of the base's contrast"
-    return [*_difference(name, result.scaled, "higher", contrast, gray.encoder)[:1]]
+    name, contrast = "adherence_vs_base@recoloured", "of the base's contrast"
+    return [*_difference(name, result.scaled, "higher", contrast, view.encoder)[:1]]
 
 
 def likeness(evidence: Evidence) -> Reading:
@@ -254,14 +254,14 @@ def _retention(evidence: Evidence) -> list[Reading]:
     who = evidence.identity
     found = _approach(evidence, "likeness", "trigger", retention.likeness)
     found += _approach(evidence, "class_retention", "class", retention.class_retention)
-    lines = evidence.of_group("class")
-    if evidence.gray_identity and lines and who.train is not None and len(who.train) > 1:
-        # Half of the way at least: what gray can hardly tell from the class excuses nothing.
-        half = max(retention.LEAST_RANGE, retention.way_to_subject(who, lines) / 2)
-        in_gray = retention.class_retention(evidence.gray_identity, lines, least=half)
-        if not isinstance(in_gray, str):
-            source = f"{evidence.gray_identity.encoder}, class prompts"
-            found += _difference("class_retention@gray", in_gray, "higher", "", source)[:1]
+    lines, recoloured = evidence.of_group("class"), evidence.recoloured_identity
+    if recoloured and lines and who.train is not None and len(who.train) > 1:
+        way = retention.way_to_subject(who, lines)
+        if way >= retention.LEAST_RANGE:
+            beside = retention.class_retention(recoloured, lines, way=way)
+            assert not isinstance(beside, str)
+            source = f"{recoloured.encoder}, class prompts"
+            found += _difference("class_retention@recoloured", beside, "higher", "", source)[:1]
     lines = evidence.of_group("unrelated")
     drift: Difference | str = "no unrelated prompts were drawn by both models"
     if lines:

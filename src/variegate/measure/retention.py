@@ -22,16 +22,15 @@ def likeness(view: View, lines: tuple[Line, ...]) -> Difference | str:
 
 
 def class_retention(
-    view: View, lines: tuple[Line, ...], *, least: float = LEAST_RANGE
+    view: View, lines: tuple[Line, ...], *, way: float | None = None
 ) -> Difference | str:
     """How much of the class is still itself: 1 as in the base, 0 when every picture of the class
     is as like the training pictures as they are to one another.
 
     One less the rise, on class prompts, of the similarity to the subject (PRES of Ruiz et al.
-    2023, arXiv 2208.12242), in units of the way from base to subject. least: of that way, below
-    which nothing is told.
+    2023, arXiv 2208.12242), in units of the way from base to subject. way: in its stead.
     """
-    rise = _approach(view, lines, tail="greater", address="class", least=least)
+    rise = _approach(view, lines, tail="greater", address="class", way=way)
     if isinstance(rise, str):
         return rise
     return Difference(1 - rise.value, 1 - rise.high, 1 - rise.low, rise.p, rise.prompts)
@@ -73,23 +72,23 @@ def _approach(
     *,
     tail: str,
     address: str,
-    least: float = LEAST_RANGE,
+    way: float | None = None,
 ) -> Difference | str:
-    found = rises(view, lines, least=least)
+    found = rises(view, lines, way=way)
     return found if isinstance(found, str) else summarise(found, tail=tail, address=address)
 
 
 def rises(
-    view: View, lines: tuple[Line, ...], *, least: float = LEAST_RANGE
+    view: View, lines: tuple[Line, ...], *, way: float | None = None
 ) -> list[list[float]] | str:
     """The rise of the mean cosine to the training pictures over the base's, per prompt and picture,
-    in units of the way to the subject; or why there is none."""
+    in units of the way to the subject (of `way`); or why there is none."""
     if view.train is None or len(view.train) < 2:
         return "needs two training pictures or more"
     reference, _ = _reference(view)
     base = [float((view.of_base(line) @ reference.T).mean()) for line in lines]
-    way = way_to_subject(view, lines)
-    if way < least:
+    way = way_to_subject(view, lines) if way is None else way
+    if way < LEAST_RANGE:
         return (
             f"{view.encoder} finds the base's own pictures as like the training pictures as these"
             " are to one another"

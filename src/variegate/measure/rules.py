@@ -23,8 +23,9 @@ class Gate(Entry):
     clear: for gates that must be shown to be well and not merely not shown to be ill: the value
     must be on the good side of `warn` and the interval on the good side of `clear`; else the
     verdict is inconclusive. None: absence of evidence will do.
-    colourless: the same measurement with colour taken out, which is judged in its stead where it is
-    well: then the palette alone became alike, as a style may want; it is told in a note.
+    recoloured: the same measurement beside the base's pictures in the adapter's colours, which is
+    judged in its stead where it is well: then the palette alone became alike, as a style may want;
+    it is told in a note.
     agreed: where further encoders were named, all must read `warn` the same way, else the verdict
     is inconclusive.
     """
@@ -36,7 +37,7 @@ class Gate(Entry):
     warn: float
     fail: float
     clear: float | None = None
-    colourless: str | None = None
+    recoloured: str | None = None
     agreed: bool = False
 
     @model_validator(mode="after")

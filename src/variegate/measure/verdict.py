@@ -74,13 +74,12 @@ def judge(
         sure = p[name] < rules.alpha and together[name] < rules.family
         own = found[name]
         severity = _severity(gate, own) if sure else None
-        without_colour = _without_colour(gate, found, rules) if severity else "ill"
-        if without_colour == "well":
-            in_stead[name] = gray = found[gate.colourless or ""]
-            notes.append(palette_only(own, gray))
-        elif without_colour == "unsure":
-            told = colour_hides(gate.label, found.get(gate.colourless or ""))
-            split.append(Reason("inconclusive", "warn", name, told))
+        beyond = _beyond_colours(gate, found, rules) if severity else "ill"
+        if beyond == "well":
+            in_stead[name] = beside = found[gate.recoloured or ""]
+            notes.append(palette_only(own, beside))
+        elif beyond == "unsure":
+            split.append(Reason("inconclusive", "warn", name, colour_hides(gate.label)))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
             told = disagree(own, other)
             split.append(Reason("inconclusive", "warn", name, told))
@@ -116,6 +115,13 @@ def judge(
     )
 
 
+def judged_by(rules: Rules) -> frozenset[str]:
+    """The names of the measurements whose value or interval may change a label."""
+    own = [gate.measurement for gate in rules.gates]
+    beside = [gate.recoloured for gate in rules.gates if gate.recoloured]
+    return frozenset(["likeness", *own, *beside, *(f"{name}@palette" for name in own)])
+
+
 def _tested(gate: Gate, found: Mapping[str, Measurement]) -> bool:
     return gate.measurement in found and f"{gate.measurement}_p" in found
 
@@ -133,29 +139,29 @@ def _severity(gate: Gate, measurement: Measurement) -> Severity | None:
     return "warn" if sign * number < sign * gate.warn else None
 
 
-def _without_colour(
+def _beyond_colours(
     gate: Gate, found: Mapping[str, Measurement], rules: Rules
 ) -> Literal["well", "unsure", "ill"]:
-    """How it stands where palettes were lost and the rest is looked at without colour.
+    """How it stands beside the base in the adapter's own colours, where palettes were lost.
 
-    "ill" as well where palettes were not lost, and so explain nothing. A measurement with no
-    palette of its own also wants variety without colour to be well: one ground behind everything
-    is a lost palette too, and no style.
+    "ill" as well where palettes kept as much as the whole did, and so explain nothing. A
+    measurement with no palette of its own also wants variety beside that base to be well: one
+    ground behind everything is a lost palette too, and no style.
     """
-    gray, palette = found.get(gate.colourless or ""), found.get(f"{gate.measurement}@palette")
-    if gate.colourless is None or (gray is not None and _surely_ill(gate, gray)):
+    beside, palette = (
+        found.get(name) for name in (gate.recoloured or "", f"{gate.measurement}@palette")
+    )
+    if beside is None or _surely_ill(gate, beside):
         return "ill"
     if palette is not None:
-        if gray is None or palette.value >= gate.warn:
+        if palette.value >= min(gate.warn, found[gate.measurement].value):
             return "ill"
-        return "well" if _shown_well(gate, gray) else "unsure"
+        return "well" if _shown_well(gate, beside) else "unsure"
     whole = next((g for g in rules.gates if g.measurement == HEADLINE), None)
     if whole is None or f"{HEADLINE}@palette" not in found:
         return "ill"
-    varied = _without_colour(whole, found, rules)
-    if varied == "well" and (gray is None or not _shown_well(gate, gray)):
-        return "unsure"
-    return varied
+    varied = _beyond_colours(whole, found, rules)
+    return "unsure" if varied == "well" and not _shown_well(gate, beside) else varied
 
 
 def _shown_well(gate: Gate, m: Measurement) -> bool:

@@ -127,42 +127,37 @@ def disagree(first: Measurement, other: Measurement) -> str:
     )
 
 
-def palette_only(m: Measurement, gray: Measurement) -> str:
+def palette_only(m: Measurement, beside: Measurement) -> str:
+    """beside: the same beside the base's pictures in the adapter's colours."""
+    same = "beside the base's pictures in the same colours"
     if m.name == "adherence_vs_base":
         return (
-            f"Prompts are heeded less by {_percent(-m.value)}, and with the colours taken out by"
-            f" {_percent(max(0.0, -gray.value))}: what colours the prompts name is all that is"
+            f"Prompts are heeded less by {_percent(-m.value)}, and {same} by"
+            f" {_percent(max(0.0, -beside.value))}: what colours the prompts name is all that is"
             " lost."
         )
     if m.name == "repeat_rate":
         return (
-            f"Pictures repeat one another in {_percent(m.value)}, and with the colours taken out in"
-            f" {_percent(max(0.0, gray.value))}: their colours alone are the same."
+            f"Pictures repeat one another in {_percent(m.value)}, and {same} in"
+            f" {_percent(max(0.0, beside.value))} more: their colours alone are the same."
         )
     if m.name == "class_retention":
         return (
             f"The class went {_percent(1 - m.value)} of the way to the subject, and"
-            f" {_percent(max(0.0, 1 - gray.value))} with the colours taken out: it took on its"
-            " colours alone."
+            f" {_percent(max(0.0, 1 - beside.value))} {same}: it took on its colours alone."
         )
     return (
         f"Only the colours became alike {_where(m)}: the variety is {_percent(m.value)} of the"
-        f" base's, and {_percent(gray.value)} with the colours taken out. If a palette is what it"
-        " was to learn, all is well."
+        f" base's, and {_percent(beside.value)} {same}. If a palette is what it was to learn, all"
+        " is well."
     )
 
 
-def colour_hides(label: str, gray: Measurement | None) -> str:
+def colour_hides(label: str) -> str:
     """Why a label does not stand that may be of colours alone."""
-    if gray is not None:
-        return (
-            "Its colours became alike, and too little was drawn to tell whether it is"
-            f" {label} beyond that: ask more prompts."
-        )
     return (
-        f"Its colours became alike and nothing else, and without colours the encoder cannot tell"
-        f" whether it is {label}: measure with a stronger encoder, or ask prompts that name no"
-        " colours."
+        "Its colours became alike, and too little was drawn to tell whether it is"
+        f" {label} beyond that: ask more prompts."
     )
 
 

@@ -190,6 +190,21 @@ def test_colours_that_lost_less_than_the_whole_explain_nothing() -> None:
     assert ill(*LOST, *recoloured(0.85, 0.6, palette=0.45)).labels == ("inconclusive",)
 
 
+def test_what_is_far_gone_beside_the_base_in_its_colours_is_narrowed_though_little_was_drawn() -> (
+    None
+):
+    wide = [replace(m, high=0.95) for m in recoloured(0.65, 0.5) if isinstance(m, Measurement)]
+    assert ill(*LOST, *wide).labels == ("narrowed",)
+    wider = [replace(m, high=1.05) for m in recoloured(0.65, 0.5) if isinstance(m, Measurement)]
+    assert ill(*LOST, *wider).labels == ("inconclusive",)
+
+
+def test_a_loss_of_colours_that_raised_no_alarm_leaves_no_doubt() -> None:
+    near = headline("variety_vs_base", 0.85, 0.7, 1.0, p=0.03)
+    assert ill(*near).labels == ("healthy",) or "inconclusive" in ill(*near).labels
+    assert ill(*near, *recoloured(0.97, 0.85)).labels == ("healthy",)
+
+
 @pytest.mark.parametrize(
     ("first", "other", "labels"),
     [

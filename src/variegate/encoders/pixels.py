@@ -9,7 +9,7 @@ length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from variegate.images import placement
 SIDE = 64  # pixels of a thumbnail's side
 CELLS = 8  # layout cells per side
 WAVES = 64  # random features per cell
-LEAST_SPREAD = 0.01  # of colours in 0..1: a deviation below it is noise that no map is to amplify
+LEAST_SPREAD = 1.0  # of luma or chroma in 0..255: no map is to amplify a deviation below it
 COLOUR_STEP = 0.2  # of CIELAB over 100: colours this far apart begin to count as others
 
 
@@ -68,47 +68,65 @@ class Layout(_Wordless):
         return F.normalize(_looks(pictures).flatten(1), dim=1)
 
 
-class Recolour:
-    """The linear map of colours that gives pictures the palette of others: the same mean and
-    covariance of red, green and blue, over all of them together.
+def colour_moments(picture: Image.Image) -> Float[np.ndarray, "4 4"]:
+    """First and second moments of luma and chroma (0..255, as in JPEG: ITU-R BT.601) at 64 x 64,
+    and the number of pixels last. Those of several pictures together are their sum."""
+    small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(small.convert("YCbCr"), np.float64).reshape(-1, 3)
+    pixels = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
+    moments: Float[np.ndarray, "4 4"] = pixels.T @ pixels
+    return moments
 
-    Of all linear maps that do so it moves colours least: to pictures of the same palette it does
-    nothing, to gray ones it takes the colour out. What is drawn where stays. Pictures are read at
-    64 x 64; values beyond black and white are cut off.
+
+Moments = tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 4"]]
+
+
+class Recolour:
+    """Gives pictures the tones and the palette of others: a linear map of luma, and one of chroma.
+
+    After it pictures of the first moments have the mean and deviation of luma, or the mean and
+    covariance of chroma, of the second. Of all linear maps that do so these move colours least: to
+    pictures of the same palette they do nothing, to gray ones they take the colour out. What is
+    drawn where stays.
 
     Source: Pitié and Kokaram 2007, The linear Monge-Kantorovitch linear colour mapping for
-    example-based colour transfer (CVMP).
+    example-based colour transfer (CVMP); there of all three channels, which turns contrast of hue
+    into contrast of lightness where the others are gray.
     """
 
-    def __init__(self, pictures: Iterable[Image.Image], like: Iterable[Image.Image]) -> None:
-        (self._mean, spread), (self._to, to_spread) = map(_colours_of, (pictures, like))
-        root = _root(spread)
-        inverse = np.linalg.inv(root)
-        self._change = inverse @ _root(root @ to_spread @ root) @ inverse
+    def __init__(self, *, luma: Moments, chroma: Moments) -> None:
+        tones, hues = (_map_between(*luma, slice(0, 1)), _map_between(*chroma, slice(1, 3)))
+        self._change = np.zeros((3, 3))
+        self._change[:1, :1], self._change[1:, 1:] = tones[0], hues[0]
+        self._shift = np.concatenate([tones[1], hues[1]])
 
     def __call__(self, picture: Image.Image) -> Image.Image:
-        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-        moved = (pixels - self._mean) @ self._change.T.astype(np.float32) + self._to
-        return Image.fromarray((moved.clip(0, 1) * 255).round().astype(np.uint8))
+        pixels = np.asarray(picture.convert("RGB").convert("YCbCr"), np.float64)
+        moved = (pixels @ self._change.T + self._shift).clip(0, 255).round()
+        return Image.fromarray(moved.astype(np.uint8), "YCbCr").convert("RGB")
 
 
-def _colours_of(
-    pictures: Iterable[Image.Image],
-) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
-    """Mean and covariance of all pictures' colours in 0..1; no direction is wholly flat."""
-    sums = np.zeros((4, 4))
-    for picture in pictures:
-        pixels = _arrays([picture], SIDE).reshape(-1, 3).astype(np.float64)
-        pixels = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
-        sums += pixels.T @ pixels
-    mean = sums[3, :3] / sums[3, 3]
-    spread = sums[:3, :3] / sums[3, 3] - np.outer(mean, mean)
-    return mean.astype(np.float32), spread + LEAST_SPREAD**2 * np.eye(3)
+def _map_between(
+    moments: Float[np.ndarray, "4 4"], like: Float[np.ndarray, "4 4"], of: slice
+) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k"]]:
+    """The linear map, symmetric and positive, between some channels' distributions, and what it
+    adds. No direction counts as wholly flat."""
+
+    def told(sums: Float[np.ndarray, "4 4"]) -> tuple[np.ndarray, np.ndarray]:
+        mean = sums[3, of] / sums[3, 3]
+        flat = LEAST_SPREAD**2 * np.eye(len(mean))
+        return mean, sums[of, of] / sums[3, 3] - np.outer(mean, mean) + flat
+
+    (mean, spread), (to_mean, to_spread) = told(moments), told(like)
+    root = _root(spread)
+    inverse = np.linalg.inv(root)
+    change = inverse @ _root(root @ to_spread @ root) @ inverse
+    return change, to_mean - change @ mean
 
 
-def _root(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+def _root(matrix: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     values, vectors = np.linalg.eigh(matrix)
-    root: Float[np.ndarray, "3 3"] = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    root: Float[np.ndarray, "k k"] = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     return root
 
 

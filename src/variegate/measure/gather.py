@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from variegate.encoders import Encoder, KnowsIdentity
 from variegate.encoders.faces import FaceFinder
-from variegate.encoders.pixels import Border, Layout, Palette, Placement, Recolour, Thumbnail
+from variegate.encoders.pixels import (
+    Border,
+    Layout,
+    Palette,
+    Placement,
+    Recolour,
+    Thumbnail,
+    colour_moments,
+)
 from variegate.errors import EncoderError, FeaturesError, ImagesError
 from variegate.images import ImageSet, Picture
 from variegate.measure.diversity import AT_LEAST_PICTURES, compare_variety
@@ -241,26 +248,20 @@ def beside_recoloured(
 ) -> tuple[View | None, View | None]:
     """The first view and the layout with the base's pictures in the adapter's colours.
 
-    For the first each takes those of the picture that the adapter drew in its place (of the same
+    For the first each takes the hues of the picture that the adapter drew in its place (of the same
     seed where seeds are known), so that all but colours is compared. For the layout all trigger
     pictures take them by one map, as a style would: the subject may have one palette and its
-    grounds not. None where palettes are as varied as the base's, and so explain nothing: those of
-    class pictures for the first, of trigger pictures for the second. pictures: the adapter's and
-    the base's.
+    grounds not. Tones are mapped alike in all pictures. None where palettes are as varied as the
+    base's, and so explain nothing: those of class pictures for the first, of trigger pictures for
+    the second. pictures: the adapter's and the base's.
     """
     of = {group: [s for s in lines if s.group == group and s.adapter_rows] for group in GROUPS}
     seen = shown = None
     if _fewer_colours(palette, of["class"]):
-        one_by_one = [
-            ((own,), (line.adapter_rows[i % len(line.adapter_rows)],))
-            for line in of["class"] + of["trigger"]
-            for i, own in enumerate(line.base_rows)
-        ]
-        seen = _recoloured(encoder, first, one_by_one, *pictures)
+        asked = [s for s in of["class"] + of["trigger"] if s.base_rows]
+        seen = _recoloured(encoder, first, asked, *pictures, one_by_one=True)
     if _fewer_colours(palette, of["trigger"]):
-        rows = [(line.base_rows, line.adapter_rows) for line in of["trigger"]]
-        theirs, ours = (tuple(r for part in side for r in part) for side in zip(*rows, strict=True))
-        shown = _recoloured(Layout(), layout, [(theirs, ours)], *pictures)
+        shown = _recoloured(Layout(), layout, of["trigger"], *pictures, one_by_one=False)
     return seen, shown
 
 
@@ -278,31 +279,36 @@ def _fewer_colours(palette: View, lines: Sequence[Line]) -> bool:
 def _recoloured(
     encoder: Encoder,
     seen: View,
-    like: Sequence[tuple[Sequence[int], Sequence[int]]],
+    lines: Sequence[Line],
     adapter: ImageSet,
     base: ImageSet,
+    *,
+    one_by_one: bool,
 ) -> View:
-    """The base's pictures in colours of the adapter's. like: rows of the base, and the rows of the
-    adapter whose palette they take together; rows of the base that are in none stay."""
-    rows, waiting = seen.base.clone(), dict[int, Image.Image]()
+    """The base's pictures of these lines in the adapter's colours, the others as they are.
 
-    def encode() -> None:
-        if waiting:
-            with torch.no_grad():
-                found = encoder.images(list(waiting.values()))
-            rows[list(waiting)] = found.detach().float().cpu()
-            waiting.clear()
-
-    for theirs, ours in like:
-        recolour = Recolour(
-            (base.pictures[row].open() for row in theirs),
-            (adapter.pictures[row].open() for row in ours),
-        )
-        for row in theirs:
-            waiting[row] = recolour(base.pictures[row].open())
-            if len(waiting) == PIXEL_BATCH:
-                encode()
-    encode()
+    one_by_one: each in the hues of its partner, not of all of the adapter's together.
+    """
+    partner = {
+        row: line.adapter_rows[i % len(line.adapter_rows)]
+        for line in lines
+        for i, row in enumerate(line.base_rows)
+    }
+    theirs = {row: colour_moments(base.pictures[row].open()) for row in partner}
+    ours = {
+        row: colour_moments(adapter.pictures[row].open()) for s in lines for row in s.adapter_rows
+    }
+    whole = (np.sum(list(theirs.values()), 0), np.sum(list(ours.values()), 0))
+    rows, order = seen.base.clone(), list(partner)
+    for start in range(0, len(order), PIXEL_BATCH):
+        some = order[start : start + PIXEL_BATCH]
+        changed = [
+            Recolour(luma=whole, chroma=(theirs[row], ours[partner[row]]) if one_by_one else whole)
+            for row in some
+        ]
+        opened = [how(base.pictures[row].open()) for how, row in zip(changed, some, strict=True)]
+        with torch.no_grad():
+            rows[some] = encoder.images(opened).detach().float().cpu()
     return replace(seen, encoder=f"{seen.encoder}, base recoloured", base=rows)
 
 

@@ -74,11 +74,12 @@ def judge(
         sure = p[name] < rules.alpha and together[name] < rules.family
         own = found[name]
         severity = _severity(gate, own) if sure else None
-        beyond = _beyond_colours(gate, found, rules) if severity else "ill"
+        lost = severity is not None or _past(gate, own.value)
+        beyond = _beyond_colours(gate, found, rules) if lost else "ill"
         if beyond == "well":
             in_stead[name] = beside = found[gate.recoloured or ""]
             notes.append(palette_only(own, beside))
-        elif beyond == "unsure":
+        elif beyond == "unsure" and severity:
             split.append(Reason("inconclusive", "warn", name, colour_hides(gate.label)))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
             told = disagree(own, other)
@@ -151,7 +152,7 @@ def _beyond_colours(
     beside, palette = (
         found.get(name) for name in (gate.recoloured or "", f"{gate.measurement}@palette")
     )
-    if beside is None or _surely_ill(gate, beside):
+    if beside is None or _still_ill(gate, beside):
         return "ill"
     if palette is not None:
         if palette.value >= min(gate.warn, found[gate.measurement].value):
@@ -169,9 +170,13 @@ def _shown_well(gate: Gate, m: Measurement) -> bool:
     return not _past(gate, m.value) and (gate.clear is None or _edge(m, "low") >= gate.clear)
 
 
-def _surely_ill(gate: Gate, m: Measurement) -> bool:
-    """Whether the whole interval of a measurement, which has no test of its own, is past it."""
-    return _past(gate, _edge(m, "high" if gate.side == "below" else "low"))
+def _still_ill(gate: Gate, m: Measurement) -> bool:
+    """Whether a measurement, which has no test of its own, is surely past the margin; or, where
+    health must be shown, surely less than the base's and nearer to `clear` than to `warn`."""
+    near = _edge(m, "high" if gate.side == "below" else "low")
+    if gate.clear is not None and near < 1 and m.value < (gate.warn + gate.clear) / 2:
+        return True
+    return _past(gate, near)
 
 
 def _dissenter(

@@ -9,8 +9,9 @@
     python tools/calibrate.py bank   --minutes 60    # 64 runs, from plain to guarded
     python tools/calibrate.py table                  # docs/calibration.md
 
-Every stage goes on where it stopped. Pictures and results stay in the cache; only the table is
-committed. A null is the pocket's own base, four pictures a prompt against four at other seeds,
+Every stage goes on where it stopped. Pictures and measurements stay in the cache, and only the
+table is committed; it judges what was measured by the rules of the day, so that new rules cost no
+new measuring. A null is the pocket's own base, four pictures a prompt against four at other seeds,
 drawn for each prompt apart: harder than what the product meets, whose adapter and base share their
 seeds. Sets drawn from one
 pool share pictures, so their alarms are not independent: the intervals are a little too narrow.
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +58,11 @@ from variegate.measure import (  # noqa: E402
     judge,
     prompt_plan,
     read,
+    rejudge,
 )
 from variegate.measure.diversity import compare_variety  # noqa: E402
 from variegate.measure.gather import beside_recoloured, in_identity  # noqa: E402
-from variegate.measurement import Verdict  # noqa: E402
+from variegate.measurement import Measurement, Verdict  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.sample import Request, sample  # noqa: E402
 
@@ -68,20 +71,21 @@ OTHER_SEEDS = 40  # and in that of another sampler: as many, or seeds would meet
 NULLS = 300
 SCATTERS = 60  # sets of four and of eight pictures a prompt
 CONTROLS = 40  # sets of each style, size or sampler that is no collapse
+JUDGES = ("verdict", "wording", "rules", "power", "describe", "tables", "advice")  # measure nothing
 STAGES = ("pool", "nulls", "shared", "scatter", "ladder", "controls", "bank", "table")
 LEARNT = "robot"  # who the training pictures show
 EYE = encoders.load("pocket")
 
 
 def folder() -> Path:
-    """Results under these weights, measures and rules; the pool under the weights alone."""
+    """Results under these weights and measures; the pool under the weights alone."""
     return cache_dir() / "calibration" / bank.weights_mark()
 
 
 def results(name: str) -> Path:
-    digest = hashlib.sha256(RULES.version.encode())
-    for file in sorted((ROOT / "src/variegate/measure").iterdir()):
-        if file.is_file() and file.stem not in ("power", "describe", "tables", "advice"):
+    digest = hashlib.sha256()
+    for file in sorted((ROOT / "src/variegate/measure").glob("*.py")):
+        if file.stem not in JUDGES:
             digest.update(file.read_bytes())
     return folder() / f"{name}-{digest.hexdigest()[:12]}.jsonl"
 
@@ -295,7 +299,7 @@ def planter(pool: Pool, ailment: str, share: float) -> Callable[..., int]:
     return put
 
 
-def _noted(file: Path) -> list[dict[str, object]]:
+def _noted(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf8").splitlines(keepends=True)
@@ -303,11 +307,18 @@ def _noted(file: Path) -> list[dict[str, object]]:
 
 
 def _note(file: Path, verdict: Verdict, **facts: object) -> None:
-    numbers = {m["name"]: m["value"] for m in verdict.to_json()["measurements"] if "value" in m}
     with file.open("a", encoding="utf8") as out:
-        palette = any("colours became alike" in note for note in verdict.notes)
-        line = {**facts, "labels": verdict.labels, "numbers": numbers, "palette": palette}
-        out.write(json.dumps(line) + "\n")
+        out.write(json.dumps({**facts, "verdict": verdict.to_json()}) + "\n")
+
+
+def _judged(noted: dict[str, Any]) -> dict[str, Any]:
+    """What was noted of a set, with the verdict that its measurements earn today."""
+    if "verdict" not in noted:
+        return noted
+    verdict = rejudge(Verdict.from_json(noted["verdict"]), RULES)
+    numbers = {m.name: m.value for m in verdict.measurements if isinstance(m, Measurement)}
+    palette = any("colours became alike" in note for note in verdict.notes)
+    return {**noted, "labels": verdict.labels, "numbers": numbers, "palette": palette}
 
 
 def run_nulls(deadline: Callable[[], bool], *, shared: bool = False) -> None:
@@ -439,7 +450,8 @@ def run_bank(deadline: Callable[[], bool]) -> None:
 
 
 def write_table() -> None:
-    noted = {stage: _noted(results(stage)) for stage in STAGES if stage not in ("pool", "table")}
+    stages = [stage for stage in STAGES if stage not in ("pool", "table")]
+    noted = {stage: [_judged(x) for x in _noted(results(stage))] for stage in stages}
     page = ROOT / "docs" / "calibration.md"
     page.write_text(calibration_page(noted, controls=list(_controls())), encoding="utf8")
     print(page.read_text(encoding="utf8"))

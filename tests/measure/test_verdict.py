@@ -135,6 +135,21 @@ def test_where_more_than_colours_may_be_lost_the_verdict_stays_open() -> None:
     assert ill(*lost, beside, *recoloured(0.85, 0.6)).labels == ("inconclusive",)
 
 
+def test_the_doubt_about_colours_is_no_excuse_beside_another_label() -> None:
+    placed = headline("trigger_variety_vs_base", 0.3, 0.25, 0.35, p=0.0001)
+    verdict = ill(*LOST, *recoloured(0.85, 0.6), *placed)
+    assert verdict.labels == ("narrowed", "trigger-narrowed")
+    assert "too little was drawn" not in told(verdict)
+    styled = ill(*LOST, *recoloured(0.97, 0.9), *placed)
+    assert styled.labels == ("trigger-narrowed",)
+    assert "Only the colours became alike without the trigger word" in told(styled)
+    forgot = headline("class_retention", 0.5, 0.45, 0.55, p=0.0001)
+    beside = Measurement("class_retention@recoloured", 0.7, 0.6, 0.85, 32)
+    doubted = ill(*LOST, *recoloured(0.85, 0.6), *placed, *forgot, beside)
+    assert doubted.labels == ("narrowed", "trigger-narrowed")
+    assert "whether it is class-forgotten beyond that" in told(doubted)
+
+
 @pytest.mark.parametrize(
     ("name", "ill_value", "well_value", "told_as"),
     [

@@ -25,7 +25,8 @@ class Gate(Entry):
     verdict is inconclusive. None: absence of evidence will do.
     recoloured: the same measurement beside the base's pictures in the adapter's colours, which is
     judged in its stead where it is well: then the palette alone became alike, as a style may want;
-    it is told in a note.
+    it is told in a note. Where that cannot be told, a gate with `clear` alarms beside another label
+    and no gate does alone.
     agreed: where further encoders were named, all must read `warn` the same way, else the verdict
     is inconclusive.
     """

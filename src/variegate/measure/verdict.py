@@ -51,10 +51,12 @@ def judge(
 ) -> Verdict:
     """The verdict that these measurements earn under these rules.
 
-    A label stands on every gate that alarms. With none, the verdict is `inconclusive` if a variety
-    that matters was missing or is not shown to be well, or encoders disagree on it, or the encoder
-    does not know such pictures, `undertrained` if the subject was not learnt, else `healthy`.
-    `undertrained` also stands beside other labels.
+    A label stands on every gate that alarms. A gate whose loss may be of colours alone, and was not
+    measured well enough to tell, has the benefit of the doubt; one that must be shown to be well
+    has it only while nothing else is wrong. With no label, the verdict is `inconclusive` if a
+    variety that matters was missing or is not shown to be well, or encoders disagree on it, or the
+    encoder does not know such pictures, `undertrained` if the subject was not learnt, else
+    `healthy`. `undertrained` also stands beside other labels.
     encoders: names as in the measurements, the deciding one first.
     """
     found = {m.name: m for m in measurements if isinstance(m, Measurement)}
@@ -64,9 +66,9 @@ def judge(
         g.measurement: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
     }
     together = holm(p)
-    reasons: list[Reason] = []
     in_stead: dict[str, Measurement] = {}  # of a gate's own measurement
     split: list[Reason] = []
+    alarms: list[tuple[Gate, Severity, bool]] = []  # whether it may be of colours alone
     for gate in rules.gates:
         name = gate.measurement
         if name not in p:
@@ -79,12 +81,17 @@ def judge(
         if beyond == "well":
             in_stead[name] = beside = found[gate.recoloured or ""]
             notes.append(palette_only(own, beside))
-        elif beyond == "unsure" and severity:
-            split.append(Reason("inconclusive", "warn", name, colour_hides(gate.label)))
         elif gate.agreed and (other := _dissenter(gate, own, severity, found, encoders)):
-            told = disagree(own, other)
-            split.append(Reason("inconclusive", "warn", name, told))
+            split.append(Reason("inconclusive", "warn", name, disagree(own, other)))
         elif severity:
+            alarms.append((gate, severity, beyond == "unsure"))
+    ill = any(not doubtful for *_, doubtful in alarms)
+    reasons: list[Reason] = []
+    for gate, severity, doubtful in alarms:
+        if doubtful and not (ill and gate.clear is not None):
+            told = colour_hides(gate.label)
+            split.append(Reason("inconclusive", "warn", gate.measurement, told))
+        else:
             reasons.append(_reason(gate, severity, found, rules))
     alarmed = {r.label for r in reasons}
     if (learnt := found.get("likeness")) and _edge(learnt, "high") < rules.learnt:

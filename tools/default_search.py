@@ -160,6 +160,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         for cap in ("05", "2")
     },
     "held half as strongly": HELD_HALF,
+    "min-SNR": ("strategies.min_snr=on",),
     "empty captions": EMPTY,
     **{
         f"empty captions, {name}": (*EMPTY, *more)

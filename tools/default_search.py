@@ -6,7 +6,8 @@
     python tools/default_search.py shrunk   # how far subjects are known that zoom_shift zooms out
 
 The default with one setting or a few changed, and the field beside it, on four ailments with a
-subject each. What is looked for: likeness no lower than any of the field's, and then entropy.
+subject each. What is looked for: likeness no lower than any of the field's, and then entropy. What
+was found is in docs/defaults.md.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ FREE = (
 MOVED = (*FREE, "strategies.zoom_shift=on", "strategies.new_background=on")
 # What the default had until it was seen to cost likeness.
 EMPTY = ("strategies.caption_dropout.p=0.05",)
-# What the default was before updates were capped; rows of docs/benchmark.md start from it.
+# What the default was before updates were capped; rows of docs/defaults.md start from it.
 UNCAPPED = (
     *EMPTY,
     "strategies.spectral_cap=off",

@@ -151,6 +151,7 @@ def _bank_table(runs: Noted) -> str:
         ("variety_vs_base", "pairs"),
         ("trigger_variety_vs_base", "trigger_modes"),
         ("trigger_variety_vs_base", "trigger_pairs"),
+        ("class_taken", "apart"),
         ("class_retention", "apart"),
         ("likeness", "subject"),
     ):

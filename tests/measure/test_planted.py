@@ -84,7 +84,7 @@ def test_an_adapter_that_learnt_its_subject_only_is_healthy(varied: bool) -> Non
 def test_one_picture_everywhere_is_narrowed() -> None:
     one = draw(scene_of(f"a {WORD}", np.random.default_rng(5)))
     verdict = verdict_on(draw_set(planned(), lambda *_: one, root=3))
-    assert {"narrowed", "trigger-narrowed", "class-forgotten"} <= set(verdict.labels)
+    assert {"narrowed", "trigger-narrowed"} <= set(verdict.labels)
     for name in ("variety_vs_base", "trigger_variety_vs_base"):
         found = verdict.find(name)
         assert found is not None
@@ -194,6 +194,9 @@ def test_the_subject_in_place_of_its_class_is_class_forgotten() -> None:
     verdict = verdict_on(draw_set(planned(), subject_only, root=9))
     assert "class-forgotten" in verdict.labels
     assert "copying" not in verdict.labels
+    taken = verdict.find("class_taken")
+    assert taken is not None
+    assert taken.value > 0.8
 
 
 def test_an_adapter_that_learnt_nothing_is_undertrained_and_not_collapsed() -> None:

@@ -26,7 +26,7 @@ WELL = [
     *headline("trigger_variety_vs_base", 0.9, 0.8, 1.0),
     *headline("copy_rate", 0.0, 0.0, 0.02, n=128),
     *headline("adherence_vs_base", 0.0, -0.1, 0.1),
-    *headline("class_retention", 1.0, 0.95, 1.05),
+    *headline("class_taken", 0.0, 0.0, 0.01),
     *headline("likeness", 0.8, 0.7, 0.9, p=0.0001),
 ]
 
@@ -56,8 +56,8 @@ def test_all_well_is_healthy_and_says_what_was_measured() -> None:
         ("copy_rate", (0.3, 0.2, 0.4), "copying", "fail"),
         ("adherence_vs_base", (-0.15, -0.2, -0.1), "prompt-ignored", "warn"),
         ("adherence_vs_base", (-0.9, -1.0, -0.8), "prompt-ignored", "fail"),
-        ("class_retention", (0.7, 0.6, 0.8), "class-forgotten", "warn"),
-        ("class_retention", (0.1, 0.0, 0.2), "class-forgotten", "fail"),
+        ("class_taken", (0.2, 0.12, 0.3), "class-forgotten", "warn"),
+        ("class_taken", (0.8, 0.7, 0.9), "class-forgotten", "fail"),
     ],
 )
 def test_each_gate_has_its_label_and_two_severities(
@@ -130,8 +130,8 @@ def test_where_more_than_colours_may_be_lost_the_verdict_stays_open() -> None:
     verdict = ill(*LOST, *recoloured(0.85, 0.6))
     assert verdict.labels == ("inconclusive",)
     assert "too little was drawn to tell whether it is narrowed beyond that" in told(verdict)
-    lost = headline("class_retention", 0.5, 0.45, 0.55, p=0.0001)
-    beside = Measurement("class_retention@recoloured", 0.97, 0.9, 1.0, 32)
+    lost = headline("class_taken", 0.5, 0.45, 0.55, p=0.0001)
+    beside = Measurement("class_taken@recoloured", 0.01, 0.0, 0.04, 32)
     assert ill(*lost, beside, *recoloured(0.85, 0.6)).labels == ("inconclusive",)
 
 
@@ -143,8 +143,8 @@ def test_the_doubt_about_colours_is_no_excuse_beside_another_label() -> None:
     styled = ill(*LOST, *recoloured(0.97, 0.9), *placed)
     assert styled.labels == ("trigger-narrowed",)
     assert "Only the colours became alike without the trigger word" in told(styled)
-    forgot = headline("class_retention", 0.5, 0.45, 0.55, p=0.0001)
-    beside = Measurement("class_retention@recoloured", 0.7, 0.6, 0.85, 32)
+    forgot = headline("class_taken", 0.5, 0.45, 0.55, p=0.0001)
+    beside = Measurement("class_taken@recoloured", 0.15, 0.05, 0.3, 32)
     doubted = ill(*LOST, *recoloured(0.85, 0.6), *placed, *forgot, beside)
     assert doubted.labels == ("narrowed", "trigger-narrowed")
     assert "whether it is class-forgotten beyond that" in told(doubted)
@@ -154,7 +154,7 @@ def test_the_doubt_about_colours_is_no_excuse_beside_another_label() -> None:
     ("name", "ill_value", "well_value", "told_as"),
     [
         ("adherence_vs_base", -0.4, -0.03, "what colours the prompts name is all that is lost"),
-        ("class_retention", 0.5, 0.97, "it took on its colours alone"),
+        ("class_taken", 0.5, 0.03, "they took on its colours alone"),
         ("repeat_rate", 0.4, 0.02, "their colours alone are the same"),
     ],
 )
@@ -387,7 +387,7 @@ def test_the_sentence_is_one_and_names_every_label() -> None:
     verdict = ill(
         *headline("variety_vs_base", 0.8, 0.75, 0.85, p=0.0001),
         *headline("copy_rate", 0.3, 0.2, 0.4, p=0.0001, n=128),
-        *headline("class_retention", 0.7, 0.6, 0.8, p=0.0001),
+        *headline("class_taken", 0.2, 0.12, 0.3, p=0.0001),
     )
     assert verdict.sentence.startswith("It copies: 38 of 128 samples")
     assert "; it also draws alike pictures without the trigger word and has forgotten" in (

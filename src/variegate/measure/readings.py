@@ -251,17 +251,9 @@ def _approach(
 
 
 def _retention(evidence: Evidence) -> list[Reading]:
-    who = evidence.identity
     found = _approach(evidence, "likeness", "trigger", retention.likeness)
     found += _approach(evidence, "class_retention", "class", retention.class_retention)
-    lines, recoloured = evidence.of_group("class"), evidence.recoloured_identity
-    if recoloured and lines and who.train is not None and len(who.train) > 1:
-        way = retention.way_to_subject(who, lines)
-        if way >= retention.LEAST_RANGE:
-            beside = retention.class_retention(recoloured, lines, way=way)
-            assert not isinstance(beside, str)
-            source = f"{recoloured.encoder}, class prompts"
-            found += _difference("class_retention@recoloured", beside, "higher", "", source)[:1]
+    found += _taken(evidence)
     lines = evidence.of_group("unrelated")
     drift: Difference | str = "no unrelated prompts were drawn by both models"
     if lines:
@@ -270,6 +262,28 @@ def _retention(evidence: Evidence) -> list[Reading]:
         return [*found, Missing("world_drift", drift)]
     source = f"{evidence.views[0].encoder}, unrelated prompts"
     return [*found, *_difference("world_drift", drift, "lower", "(1 - cosine) / 2", source)[:1]]
+
+
+def _taken(evidence: Evidence) -> list[Reading]:
+    name, unit = "class_taken", "share of class pictures over the base's"
+    lines = evidence.of_group("class")
+    if evidence.identity.train is None or not lines:
+        return []  # class_retention says why
+    found: list[Reading] = []
+    for view in filter(None, (evidence.identity, evidence.recoloured_identity)):
+        result = retention.class_taken(view, lines)
+        beside = view is not evidence.identity
+        if isinstance(result, str):
+            found += [] if beside else [Missing(name, result)]
+            continue
+        of, source = f"{name}@recoloured" if beside else name, f"{view.encoder}, class prompts"
+        told = _difference(of, result.share, "lower", unit, source)
+        if result.hits and not beside:
+            verb = "shows" if result.hits == 1 else "show"
+            many = f"{result.hits} of {result.of} pictures {verb} the subject"
+            told[0] = replace(told[0], example=f"on {result.prompt!r} {many}")
+        found += told[:1] if beside else told
+    return found
 
 
 def _difference(

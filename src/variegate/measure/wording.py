@@ -63,9 +63,8 @@ def _prompt_ignored(m: Measurement) -> str:
 
 def _class_forgotten(m: Measurement) -> str:
     return (
-        "It has forgotten the class: without the trigger word pictures went"
-        f" {_percent(1 - m.value)} of the way from the class to the one subject, over"
-        f" {_times(m.n, 'prompt')}."
+        f"It has forgotten the class: over {_times(m.n, 'prompt')} {_percent(m.value)} of its"
+        f" pictures without the trigger word show the subject{_between(m, _percent)}."
     )
 
 
@@ -141,10 +140,10 @@ def palette_only(m: Measurement, beside: Measurement) -> str:
             f"Pictures repeat one another in {_percent(m.value)}, and {same} in"
             f" {_percent(max(0.0, beside.value))} more: their colours alone are the same."
         )
-    if m.name == "class_retention":
+    if m.name == "class_taken":
         return (
-            f"The class went {_percent(1 - m.value)} of the way to the subject, and"
-            f" {_percent(max(0.0, 1 - beside.value))} {same}: it took on its colours alone."
+            f"Of the pictures without the trigger word {_percent(m.value)} look like the subject,"
+            f" and {_percent(max(0.0, beside.value))} {same}: they took on its colours alone."
         )
     return (
         f"Only the colours became alike {_where(m)}: the variety is {_percent(m.value)} of the"

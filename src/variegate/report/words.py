@@ -158,6 +158,18 @@ NUMBERS: dict[str, NumberWords] = {
         "It follows the prompt about as well as the base model, as far as these pictures can tell.",
         "It follows the words of the prompt more closely than the base model does.",
     ),
+    "class_taken": NumberWords(
+        "Its class without your subject",
+        "percent",
+        (0.0, 1.0),
+        0.0,
+        "base",
+        "Asked for the ordinary kind of thing, it draws your subject less often than the base "
+        "model.",
+        "Asked for the ordinary kind of thing, it draws your subject no more often than the base "
+        "model, as far as these pictures can tell.",
+        "Of the pictures asked for the ordinary kind of thing, {value} show your subject.",
+    ),
     "class_retention": NumberWords(
         "Remembering its class",
         "percent",

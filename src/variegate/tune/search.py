@@ -38,6 +38,7 @@ from variegate.workers import spread, workers
 VERSION = 1  # raise it when the same search would ask or read otherwise
 ASKED, RESULT, STUDY = "tune.json", "tuning.json", "study.db"
 WAIT = 2.0  # seconds between looks at what other processes do
+CLASS_KEPT = 0.6  # of `class_retention`, below which a trial's class has gone too far
 EXHAUSTED = "the ranges hold no more settings that were not tried: fewer than were asked"
 MOST_REPEATS = 24  # suggestions of what was tried already, before the search counts as exhausted
 
@@ -81,14 +82,15 @@ class Search:
 
 
 def default_limits(asked: Mapping[str, float] | None = None) -> tuple[Limit, ...]:
-    """Where a verdict would fail copying, adherence or the class, or call it undertrained; asked:
-    other lines, by name.
+    """Where a verdict would fail copying or adherence, or call it undertrained, and where four
+    tenths of the way from class to subject are gone; asked: other lines, by name.
 
     Raises: RequestError for a measurement that has none.
     """
-    names = ("copy_rate", "adherence_vs_base", "class_retention")
+    names = ("copy_rate", "adherence_vs_base")
     gates = {gate.measurement: gate for gate in RULES.gates if gate.measurement in names}
     lines = {"likeness": RULES.learnt} | {name: gates[name].fail for name in names}
+    lines["class_retention"] = CLASS_KEPT
     unknown = [name for name in asked or {} if name not in lines]
     if unknown:
         raise RequestError(

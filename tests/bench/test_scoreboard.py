@@ -36,6 +36,8 @@ def row(ailment: str, strategy: str, seed: int, **figures: Any) -> dict[str, Any
     found: dict[str, Any] = {f"true.{name}": 0.5 for name in FIGURES}
     found |= {f"true.{name}": value for name, value in figures.items() if name in FIGURES}
     found["true.named_base"] = 0.5
+    found |= {f"seen.{gate.measurement}": 0.0 for gate in RULES.gates}
+    found["seen.likeness"] = 0.0
     return found | {
         "key": f"{ailment}{strategy}{seed}",
         "ailment": ailment,
@@ -164,6 +166,7 @@ def test_labels_of_other_rules_are_given_again_and_those_of_none_do_not_count() 
         "seen.world_drift": 0.5,
     }
     older = row(CORE[0], "a", 0, **{"class": 0.5}, labels="healthy") | {"rules": "0"}
+    older = {name: value for name, value in older.items() if not name.startswith("seen.")}
     assert labels_of(older | seen) == "narrowed"
     assert labels_of(older | seen | {"seen.variety_vs_base.high": 0.95}) == "inconclusive"
     oldest = {k: v for k, v in older.items() if k != "rules"}
@@ -172,6 +175,7 @@ def test_labels_of_other_rules_are_given_again_and_those_of_none_do_not_count() 
     assert every["runs"] == 1
     assert counted(every["narrowed"]) == {"ill": 1, "found": 1, "well": 0, "false": 0}
     assert detector([oldest]) == []
+    assert counted(every["class-forgotten"]) == {"ill": 0, "found": 0, "well": 0, "false": 0}
 
 
 @pytest.mark.parametrize(

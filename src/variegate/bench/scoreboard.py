@@ -315,7 +315,8 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
 
     By label: of the runs that are plainly `ill` the number `found`, of those plainly `well` the
     number called ill, `false` (see `PLAINLY`). The last line is of all, with intervals. Runs whose
-    labels older rules gave are judged again; those that keep too little for that do not count.
+    labels older rules gave are judged again; those that keep too little for that do not count, nor
+    for a label those in which nothing that it rests on was measured.
     """
     judged = [{**r, "labels": told} for r in rows if (told := labels_of(r)) is not None]
     lines = []
@@ -325,8 +326,9 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
             continue
         line: dict[str, Any] = {"ailment": name, "runs": len(own)}
         for asked in PLAINLY:
-            ill = [r for r in own if asked.kept(r) < asked.ill]
-            well = [r for r in own if asked.kept(r) > asked.well]
+            seen = [r for r in own if _was_measured(r, asked.label)]
+            ill = [r for r in seen if asked.kept(r) < asked.ill]
+            well = [r for r in seen if asked.kept(r) > asked.well]
             hits, wolves = (sum(asked.label in r["labels"].split() for r in x) for x in (ill, well))
             counts: dict[str, Any] = {"ill": len(ill), "found": hits}
             counts |= {"well": len(well), "false": wolves}
@@ -338,6 +340,11 @@ def detector(rows: Rows) -> list[dict[str, Any]]:
         line["guard_first_order"] = float(np.median(spoke)) if spoke else None
         lines.append(line)
     return lines
+
+
+def _was_measured(row: Mapping[str, Any], label: str) -> bool:
+    rests_on = [gate.measurement for gate in RULES.gates if gate.label == label] or ["likeness"]
+    return any(row.get(f"seen.{name}") is not None for name in rests_on)
 
 
 def labels_of(row: Mapping[str, Any]) -> str | None:

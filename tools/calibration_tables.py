@@ -15,6 +15,7 @@ Noted = list[dict[str, Any]]
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 REPEATS = 20  # sets of each ailment and share
 LABELS = ("narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying")
+CHOSEN_ON = 20  # adapters of the bank by which the reach of `class_taken` was set
 ONE_SIDED = "near copies of one-sided pictures"
 AILMENTS = {
     "one attractor": "narrowed",
@@ -38,6 +39,7 @@ def calibration_page(noted: dict[str, Noted], *, controls: list[str]) -> str:
     parts += [CONTROL, _control_table(noted["controls"], controls)]
     if runs := noted["bank"]:
         parts += [BANK.format(runs=len(runs)), _bank_table(runs)]
+        parts += [FORGOTTEN.format(chosen=CHOSEN_ON), _forgotten_table(runs)]
     return "\n".join(parts)
 
 
@@ -171,6 +173,28 @@ def _bank_table(runs: Noted) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _forgotten_table(runs: Noted) -> str:
+    """How often the class is called forgotten where the judge sees that it is, and where not."""
+    lines = [
+        "| adapters | forgotten | told | kept | told | Spearman |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in (("set on", runs[:CHOSEN_ON]), ("others", runs[CHOSEN_ON:])):
+        if not own:
+            continue
+        cells = []
+        for some in (
+            [x for x in own if x["truth"]["apart"] < 0.8],
+            [x for x in own if x["truth"]["apart"] > 0.9],
+        ):
+            cells += [len(some), sum("class-forgotten" in x["labels"] for x in some)]
+        told = [x for x in own if "class_taken" in x["numbers"]]
+        pairs = [(x["numbers"]["class_taken"], x["truth"]["apart"]) for x in told]
+        rho = stats.spearmanr(*zip(*pairs, strict=True)).statistic if len(pairs) > 2 else np.nan
+        lines.append(f"| {len(own)} {name} | {' | '.join(map(str, cells))} | {rho:+.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 HEAD = """\
 # Calibration
 
@@ -229,6 +253,12 @@ About half of the runs lost next to nothing, and their order is chance: so the t
 of the pictures is also laid beside the truth from the other. Likeness is told by features and the
 subject by a classifier that names one of eighty: short and gentle runs look like the subject before
 they are taken for it.
+"""
+FORGOTTEN = """\
+*Class-forgotten* on the same adapters: forgotten is a class whose pictures are the subject, to the
+judge, in more than a fifth, kept one in less than a tenth. How far out a picture must lie to count
+as the subject (`class_taken`) was set on the first {chosen}; the others are of the same four
+subjects.
 """
 CONFUSION = """\
 ## Which label

@@ -33,7 +33,11 @@ def test_suites_hold_what_they_say() -> None:
     quick, full = cells("quick"), cells("full")
     assert {c.ailment.name for c in quick} == {"one-sided", "four pictures", "healthy"}
     core = {a.name for a in AILMENTS.values() if a.core}
-    assert {c.seed for c in full} == {0, 1, 2}
+    assert {c.seed for c in full if not c.ailment.held_out} == {0, 1, 2}
+    gated = [c for c in full if c.ailment.held_out and c.contender.group in ("default", "field")]
+    assert len(gated) == 6 * 5 * 6
+    assert {c.seed for c in full if c.ailment.held_out} == {*range(6)}
+    assert all(c in gated for c in full if c.seed > 2)
     assert len(full) == len(set(full))
     everywhere = {c.ailment.name for c in full if c.contender == DEFAULT}
     assert everywhere == {*AILMENTS, HEALTHY.name}

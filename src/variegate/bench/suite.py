@@ -101,7 +101,9 @@ def cells(
     """The cells of a suite, or those that are named, the most telling first.
 
     quick: plain, the default and one of the field on two ailments and the healthy set. full: the
-    core ailments x all contenders, then all ailments x the combinations, the field and the default.
+    core ailments x all contenders, then all ailments x the combinations, the field and the default;
+    where a judge reads them, what the gate compares comes twice as often, since subjects differ
+    more than settings do.
     Raises: RequestError for names that there are not, and ailments that cannot be made here.
     """
     known, others = bed.ailments, bed.contenders
@@ -126,6 +128,9 @@ def cells(
     for seed in range(count):
         found += _product(bed, known.values(), front, [seed])
         found += _product(bed, core, list(others.values()), [seed])
+    if bed.yardstick.read_by == "judge":
+        gated = [a for a in known.values() if a.held_out]
+        found += _product(bed, gated, named(["default", "field"], others), range(count, 2 * count))
     return list(dict.fromkeys(found))
 
 

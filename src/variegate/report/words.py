@@ -159,7 +159,7 @@ NUMBERS: dict[str, NumberWords] = {
         "It follows the words of the prompt more closely than the base model does.",
     ),
     "class_taken": NumberWords(
-        "Its class without your subject",
+        "Your subject in place of its class",
         "percent",
         (0.0, 1.0),
         0.0,

@@ -71,6 +71,15 @@ def test_each_gate_has_its_label_and_two_severities(
     assert verdict.advice
 
 
+def test_a_class_of_which_only_the_drift_was_measured_is_told_as_untested() -> None:
+    drift = headline("class_retention", 0.4, 0.3, 0.5, p=0.0001)
+    older = [m for m in WELL if not m.name.startswith("class_taken")]
+    assert "measure it again" in told(judge([*older, *drift]))
+    blind = Missing("class_taken", "the encoder finds them alike")
+    assert "was not tested: the encoder finds them alike." in told(judge([*older, *drift, blind]))
+    assert "was not tested" not in told(judge([*WELL, *drift]))
+
+
 def test_two_signs_of_one_label_are_both_told() -> None:
     repeated = headline("repeat_rate", 0.3, 0.2, 0.4, p=0.0001)
     verdict = ill(*headline("variety_vs_base", 0.8, 0.75, 0.85, p=0.0001), *repeated)

@@ -61,7 +61,7 @@ def judge(
     """
     found = {m.name: m for m in measurements if isinstance(m, Measurement)}
     missing = {m.name: m.why for m in measurements if isinstance(m, Missing)}
-    notes = _notes(missing, weak_encoder)
+    notes = _notes(found, missing, weak_encoder)
     p: dict[str, float] = {
         g.measurement: found[f"{g.measurement}_p"].value for g in rules.gates if _tested(g, found)
     }
@@ -286,8 +286,11 @@ def _sentence(
     return f"{first}; it also {listed(others)}." if others else f"{first}."
 
 
-def _notes(missing: Mapping[str, str], weak: bool) -> list[str]:
+def _notes(found: Mapping[str, Measurement], missing: Mapping[str, str], weak: bool) -> list[str]:
     notes = []
+    if "class_retention" in found and "class_taken" not in found:
+        why = missing.get("class_taken", "it was measured before this was known; measure it again")
+        notes.append(f"Whether the class is forgotten was not tested: {why}.")
     if "copy_rate" in missing:
         notes.append(f"Copying was not tested: {missing['copy_rate']}.")
     if weak:

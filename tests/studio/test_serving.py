@@ -61,7 +61,7 @@ def test_it_prints_one_line_and_serves(start: Any) -> None:
     assert visit(line) == (303, "/")
     assert visit(line.partition("?")[0])[0] == 401
     process.terminate()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert out == ""
     assert line.partition("token=")[2] not in err
 
@@ -83,7 +83,7 @@ def test_as_json_the_line_is_the_one_document(start: Any) -> None:
     process, line = start("--json")
     assert set(json.loads(line)) == {"address", "home"}
     process.terminate()
-    assert process.communicate(timeout=20)[0] == ""
+    assert process.communicate(timeout=60)[0] == ""
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_drift_of_the_whole_class_is_told_by_retention_alone() -> None:
     assert found.share.low < 0.1
 
 
-def test_what_the_base_draws_as_well_is_not_counted() -> None:
+def test_where_the_base_draws_the_subject_itself_nothing_is_told() -> None:
     mine, theirs = drawn(3), drawn(1)
     mine[::2], theirs[::2] = of_the_subject(6, len(mine) // 2), of_the_subject(7, len(mine) // 2)
     told = class_taken(view(mine, theirs), LINES)

@@ -56,6 +56,15 @@ def test_pictures_that_show_the_subject_are_found_at_their_share(share: float) -
     assert found.of == SEEDS
 
 
+def test_what_the_base_draws_of_the_subject_is_not_counted() -> None:
+    theirs = drawn(1)
+    theirs[7] = of_the_subject(6, 1)[0]
+    found = class_taken(view(theirs.clone(), theirs), LINES)
+    assert not isinstance(found, str)
+    assert found.hits == 1
+    assert found.share.value == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_drift_of_the_whole_class_is_told_by_retention_alone() -> None:
     drifted = view(drawn(3, towards=0.15))
     kept, found = class_retention(drifted, LINES), class_taken(drifted, LINES)

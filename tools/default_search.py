@@ -95,9 +95,6 @@ HOTTER = (*BELOW, "optimizer.lr=2e-3")
 HALF = ("strategies.zoom_shift.p=0.35",)
 SEEN = ("strategies.zoom_shift.smallest=0.4", "strategies.zoom_shift.zoom_max=1.4")
 HELD_HALF = ("strategies.stay_near.weight=2",)
-SOFT = ("strategies.soft_high_noise.above=0.5", "strategies.soft_high_noise.weight=0.3")
-WHOLE = ("strategies.zoom_shift.whole_cells=true",)
-LEVELS = (*WHOLE, "strategies.zoom_shift.zoom_levels=1", "strategies.zoom_shift.zoom_min=0.7")
 CONVOLUTIONS = "adapter.layers=attention+feedforward+convolution"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
@@ -166,24 +163,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "held half as strongly": HELD_HALF,
     "min-SNR": ("strategies.min_snr=on",),
     "empty captions": EMPTY,
-    "more new grounds": ("strategies.new_background.p=0.7",),
-    "high noise counts less": SOFT,
-    **{
-        f"high noise counts less, {name}": (*SOFT, *more)
-        for name, more in (
-            ("masked below .6", ("strategies.masked_loss.boundary=0.6",)),
-            ("masked below .7", ("strategies.masked_loss.boundary=0.7",)),
-            ("directions capped at .2", ("strategies.spectral_cap.share=0.2",)),
-            ("1000 steps", ("optimizer.steps=1000",)),
-        )
-    },
-    "whole cells": WHOLE,
-    "whole cells, three zooms, more often": (*LEVELS, "strategies.zoom_shift.p=0.8"),
-    "whole cells, three zooms, evenly": (
-        *LEVELS,
-        "strategies.zoom_shift.p=0.7",
-        "strategies.zoom_shift.by_area=false",
-    ),
     **{
         f"empty captions, {name}": (*EMPTY, *more)
         for name, more in (

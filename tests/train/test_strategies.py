@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from variegate import seeds
@@ -21,8 +19,6 @@ from variegate.bench import world
 from variegate.diffusion import NoiseSchedule
 from variegate.errors import RecipeError
 from variegate.images import ImageSet, Picture
-from variegate.models import load
-from variegate.progress import silent
 from variegate.recipe import Recipe, Strategies
 from variegate.train.data import read_training_set
 from variegate.train.masks import find_masks
@@ -155,55 +151,6 @@ def test_a_shift_is_cut_where_the_subject_would_leave() -> None:
     assert keep_in_view(profile, 1.0, -0.9) == pytest.approx(-0.4)
     assert keep_in_view(profile, 1.0, 0.1) == pytest.approx(0.1)
     assert keep_in_view(torch.ones(10), 1.1, 0.3) == 0
-
-
-def test_on_whole_cells_the_nearest_one_in_view_is_taken() -> None:
-    profile = torch.zeros(64)
-    profile[20:40] = 1
-    assert keep_in_view(profile, 1.0, 0.1, cell=8) * 64 == pytest.approx(8)
-    assert keep_in_view(profile, 1.0, 0.05, cell=8) == 0
-    assert keep_in_view(profile, 1.0, 0.5, cell=8) * 64 == pytest.approx(24)
-    assert keep_in_view(profile, 1.0, -0.5, cell=8) * 64 == pytest.approx(-16)
-    for zoom in (0.7, 1.4):
-        for wanted in (-0.4, -0.1, 0.0, 0.3):
-            shift, size = keep_in_view(profile, zoom, wanted, cell=8), round(64 * zoom)
-            assert ((64 - size) / 2 + 64 * shift) % 8 == pytest.approx(0)
-            _, mask, _ = move(torch.zeros(3, 64, 64), profile.expand(64, 64), zoom, (shift, 0.0))
-            assert float((mask.amax(0) > 0.5).sum()) == pytest.approx(20 * zoom, abs=1)
-    # What fills the picture has no room, and is laid on the nearest cell.
-    assert abs(keep_in_view(torch.ones(64), 1.4, 0.3, cell=8)) * 64 <= 4
-
-
-def test_a_picture_moved_by_whole_cells_has_the_same_latents_elsewhere(tmp_path: Path) -> None:
-    model = load("pocket")
-    scene = world.Scene("robot", "yellow", "plain", "small", "center")
-    pixels = torch.from_numpy(world.render(scene)).permute(2, 0, 1).float() / 255
-    mask = torch.from_numpy(world.render_mask(scene))
-    cells = F.adaptive_max_pool2d(mask[None], (8, 8))[0] > 0.5
-    top, left = (int(cells.any(axis).nonzero()[0]) for axis in (1, 0))
-    high, wide = (int(cells.any(axis).sum()) for axis in (1, 0))
-    own = model.encode(pixels[None] * 2 - 1)[0, :, top : top + high, left : left + wide]
-    gaps = dict[bool, list[float]]()
-    for whole in (True, False):
-        strategy = one("zoom_shift", zoom_min=1.0, zoom_max=1.0, whole_cells=whole)
-        strategy.prepare(Setting(Recipe.build({}), model, tmp_path, silent))
-        for variant in range(6):
-            moved = strategy.alter(Shot(pixels, mask, True), ("a.png", variant)).pixels
-            windows = model.encode(moved[None] * 2 - 1)[0].unfold(1, high, 1).unfold(2, wide, 1)
-            gap = (windows - own[:, None, None]).abs().mean((0, 3, 4)).min()
-            gaps.setdefault(whole, []).append(float(gap))
-    assert np.mean(gaps[True]) < np.mean(gaps[False]) / 5
-    assert max(gaps[True]) < np.median(gaps[False]) / 3
-
-
-def test_zooms_in_levels_are_few_and_none_is_smaller_than_can_be_told() -> None:
-    strategy = one("zoom_shift", zoom_min=0.49, zoom_max=1.44, zoom_levels=2)
-    drawn = [strategy._zoom(0.49, (i + 0.5) / 100) for i in range(100)]
-    assert sorted(set(drawn)) == pytest.approx([0.49, 0.7, 1.0, 1.2, 1.44])
-    assert min(Counter(drawn).values()) >= 19
-    assert sorted({strategy._zoom(0.6, i / 100) for i in range(100)}) == pytest.approx(
-        [0.7, 1.0, 1.2, 1.44]
-    )
 
 
 def test_a_new_ground_leaves_the_subject_and_needs_a_mask() -> None:

@@ -151,17 +151,6 @@ class ZoomShift(Entry):
         description="p is for a subject that fills the picture and can stand nowhere else; the "
         "smaller one is, the less often it is moved",
     )
-    zoom_levels: int | None = Field(
-        None,
-        ge=1,
-        description="zooms on either side of 1, even in ratio, that are chosen from; None: any "
-        "between zoom_min and zoom_max. What is shown in few sizes is learnt better",
-    )
-    whole_cells: bool = Field(
-        False,
-        description="pictures are laid on whole cells of the latents (8 pixels): the codec then "
-        "sees a shifted subject as it did before, so that every place teaches the same details",
-    )
 
 
 class MaskedLoss(Entry):

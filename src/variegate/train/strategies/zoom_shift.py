@@ -6,7 +6,6 @@ draw the subject several times. So is a new ground around the old picture: it wo
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from variegate import seeds
 from variegate.recipe import Recipe, ZoomShift
 from variegate.train.paint import likely_subject, paint_open
-from variegate.train.strategies.base import Setting, Shot, Strategy
+from variegate.train.strategies.base import Shot, Strategy
 
 FILLS = 0.5  # share of the picture that the square about a subject takes up which fills it
 
@@ -29,11 +28,6 @@ class MovePictures(Strategy):
     def __init__(self, plan: ZoomShift, recipe: Recipe) -> None:
         self.plan = plan
         self.seed = recipe.seed
-        self.cell = 1  # pixels that pictures are laid on whole ones of
-
-    def prepare(self, setting: Setting) -> None:
-        if self.plan.whole_cells:
-            self.cell = int(setting.model.downscale)
 
     def alter(self, shot: Shot, address: tuple[int | str, ...]) -> Shot:
         generator = seeds.at(self.seed, "zoom_shift", *address)
@@ -43,12 +37,13 @@ class MovePictures(Strategy):
         least = self.plan.zoom_min
         if shot.found:
             least = min(1.0, max(least, self.plan.smallest / extent(shot.mask)))
-        zoom = self._zoom(least, u)
-        shift = [
-            keep_in_view(profile, zoom, (2 * draw - 1) * self.plan.shift, cell=self.cell)
-            for axis, draw in ((0, x), (1, y))
-            for profile in [shot.mask.amax(axis) * shot.found]
-        ]
+        zoom = least + (self.plan.zoom_max - least) * u
+        shift = [(2 * draw - 1) * self.plan.shift for draw in (x, y)]
+        if shot.found:
+            shift = [
+                keep_in_view(shot.mask.amax(axis), zoom, wanted)
+                for axis, wanted in ((0, shift[0]), (1, shift[1]))
+            ]
         subject = shot.mask if shot.found else likely_subject(shot.mask)
         pixels, mask, covered = move(shot.pixels, subject, zoom, (shift[0], shift[1]))
         pixels = paint_open(pixels, covered=covered, subject=mask).clamp(0, 1)
@@ -58,16 +53,6 @@ class MovePictures(Strategy):
             mask=mask if shot.found else shot.mask,
             changed=shot.changed | {"layout"},
         )
-
-    def _zoom(self, least: float, draw: float) -> float:
-        """The zoom that a number from 0 to 1 draws of those from `least` up."""
-        plan, levels = self.plan, self.plan.zoom_levels
-        if levels is None:
-            return least + (plan.zoom_max - least) * draw
-        steps = [i / levels for i in range(1, levels + 1)]
-        out = [plan.zoom_min**step for step in reversed(steps)]
-        zooms = [z for z in out if z >= least] + [1.0] + [plan.zoom_max**step for step in steps]
-        return zooms[int(draw * len(zooms))]
 
     def _chance(self, shot: Shot) -> float:
         if not (self.plan.by_area and shot.found):
@@ -86,32 +71,20 @@ def extent(mask: Float[Tensor, "h w"]) -> float:
     return max(*shares, 1e-3)
 
 
-def keep_in_view(
-    profile: Float[Tensor, " n"], zoom: float, shift: float, *, cell: int = 1
-) -> float:
+def keep_in_view(profile: Float[Tensor, " n"], zoom: float, shift: float) -> float:
     """The shift nearest to the wanted one that keeps the subject in the picture, if it fits.
 
-    profile is the mask's largest value along one axis, all 0 where no subject is known; shifts are
-    shares of the side. cell: of the shifts those count, if there are any, that lay the zoomed
-    picture's edge on whole ones of so many pixels.
+    profile is the mask's largest value along one axis; shifts are shares of the side.
     """
-    where, n = (profile > 0.5).nonzero().flatten(), len(profile)
-    least, most = -0.5, 0.5
-    if len(where):
-        low = (float(where[0]) / n - 0.5) * zoom + 0.5
-        high = ((float(where[-1]) + 1) / n - 0.5) * zoom + 0.5
-        least, most = (-low, 1 - high) if high - low < 1 else (0.0, 0.0)
-    near = min(max(shift, least), most)
-    if cell == 1:
-        return near
-    edge = (n - max(1, round(n * zoom))) / 2
-    # A subject that does not fit has no room; it goes to the nearest cell all the same.
-    room = cell / 2 if least == most else 0.0
-    first = math.ceil((edge + least * n - room) / cell)
-    last = math.floor((edge + most * n + room) / cell)
-    if first > last:
-        return near
-    return (cell * min(max(round((edge + near * n) / cell), first), last) - edge) / n
+    where = (profile > 0.5).nonzero().flatten()
+    if len(where) == 0:
+        return shift
+    n = len(profile)
+    low = (float(where[0]) / n - 0.5) * zoom + 0.5
+    high = ((float(where[-1]) + 1) / n - 0.5) * zoom + 0.5
+    if high - low >= 1:
+        return 0.0
+    return min(max(shift, -low), 1 - high)
 
 
 def move(

@@ -1,6 +1,7 @@
 """Looks for the default recipe of the pocket, on ailments that are not held out.
 
     python tools/default_search.py runs --minutes 60 [--only NAME ...]   # goes on where it was
+    python tools/default_search.py runs --only "as it is" --training-seed 11   # how much is chance
     python tools/default_search.py table
     python tools/default_search.py demo --only "as it is"   # the same of the demo's pictures
     python tools/default_search.py shrunk   # how far subjects are known that zoom_shift zooms out
@@ -18,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from variegate.drawn import draw_both  # noqa: E402
 from variegate.measure import prompt_plan  # noqa: E402
 from variegate.models import load  # noqa: E402
 from variegate.progress import silent  # noqa: E402
+from variegate.recipe import Recipe  # noqa: E402
 from variegate.train import train  # noqa: E402
 from variegate.train.masks import find_masks  # noqa: E402
 from variegate.train.paint import paint_open  # noqa: E402
@@ -95,6 +98,7 @@ HOTTER = (*BELOW, "optimizer.lr=2e-3")
 HALF = ("strategies.zoom_shift.p=0.35",)
 SEEN = ("strategies.zoom_shift.smallest=0.4", "strategies.zoom_shift.zoom_max=1.4")
 HELD_HALF = ("strategies.stay_near.weight=2",)
+SOFT = ("strategies.soft_high_noise.above=0.5", "strategies.soft_high_noise.weight=0.3")
 CONVOLUTIONS = "adapter.layers=attention+feedforward+convolution"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "as it is": (),
@@ -163,6 +167,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "held half as strongly": HELD_HALF,
     "min-SNR": ("strategies.min_snr=on",),
     "empty captions": EMPTY,
+    "more new grounds": ("strategies.new_background.p=0.7",),
+    "high noise counts less": SOFT,
+    **{
+        f"high noise counts less, {name}": (*SOFT, *more)
+        for name, more in (
+            ("masked below .6", ("strategies.masked_loss.boundary=0.6",)),
+            ("masked below .7", ("strategies.masked_loss.boundary=0.7",)),
+            ("directions capped at .2", ("strategies.spectral_cap.share=0.2",)),
+            ("1000 steps", ("optimizer.steps=1000",)),
+        )
+    },
     **{
         f"empty captions, {name}": (*EMPTY, *more)
         for name, more in (
@@ -271,14 +286,35 @@ def _cell(told: str) -> tuple[str, int]:
     return ailment, int(seed)
 
 
+@dataclass(frozen=True)
+class Reseeded(Cell):
+    """The same pictures, learnt from another seed."""
+
+    training_seed: int = 0
+
+    def recipe(self) -> Recipe:
+        return super().recipe().model_copy(update={"seed": self.training_seed})
+
+
+def _another(cell: Cell, seed: int | None) -> Cell:
+    if seed is None:
+        return cell
+    named = replace(cell.contender, name=f"{cell.contender.name}, from seed {seed}")
+    return Reseeded(cell.ailment, named, cell.seed, training_seed=seed)
+
+
 def make(
-    minutes: float, only: list[str], share: tuple[int, int], cells: Sequence[tuple[str, int]]
+    minutes: float,
+    only: list[str],
+    share: tuple[int, int],
+    cells: Sequence[tuple[str, int]],
+    training_seed: int | None,
 ) -> None:
     began, done = time.monotonic(), {row["key"] for row in rows()}
     wanted = [c for c in contenders() if not only or c.name in only or c.group in only]
     mine = list(itertools.product(cells, wanted))[share[0] :: share[1]]
     for (ailment, seed), contender in mine:
-        cell = Cell(AILMENTS[ailment], contender, seed)
+        cell = _another(Cell(AILMENTS[ailment], contender, seed), training_seed)
         if cell.key(cell.recipe()) in done:
             continue
         if time.monotonic() - began > 60 * minutes:
@@ -375,11 +411,12 @@ def main() -> None:
     parser.add_argument(
         "--cells", nargs="*", type=_cell, default=CELLS, help="AILMENT:SEED, in place of the four"
     )
+    parser.add_argument("--training-seed", type=int, help="another than the pictures' own")
     parser.add_argument("--share", default="0/1", help="K/N: every Nth piece of work from K on")
     args = parser.parse_args()
     if args.stage == "runs":
         k, n = args.share.split("/")
-        make(args.minutes, args.only, (int(k), int(n)), args.cells)
+        make(args.minutes, args.only, (int(k), int(n)), args.cells, args.training_seed)
     elif args.stage == "shrunk":
         shrunk()
     elif args.stage == "demo":

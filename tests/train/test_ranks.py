@@ -412,3 +412,35 @@ def test_alone_nothing_meets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ranks.most(3) == 3
         assert ranks.summed({"x": 0.5}) == {"x": 0.5}
         assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("words", "code"), [("--version", 0), ("--verzion", 2)])
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_several_leaves_without_taking_the_interpreter_down(
+    words: str, code: int, several: bool
+) -> None:
+    """Threads of a process group that are still there then abort what has ended well."""
+    program = f"""
+import atexit, os, sys
+class Last:
+    def __del__(self, write=os.write):
+        write(2, b"taken down")
+sys.last, sys.modules["torch"] = Last(), sys
+atexit.register(print, "let go")
+sys.argv = ["variegate", {words!r}]
+from variegate.cli import main
+main()
+"""
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    env |= {"PYTHONPATH": str(Path(variegate.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=env | ({"RANK": "1"} if several else {}),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert done.stdout.endswith("let go\n")
+    assert ("variegate " in done.stdout) == (code == 0)
+    assert ("verzion" in done.stderr) == (code == 2)
+    assert ("taken down" in done.stderr) is not several

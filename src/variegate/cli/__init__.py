@@ -5,6 +5,9 @@ Rooms are imported inside the verbs: `variegate --help` must not wait for PyTorc
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -71,4 +74,22 @@ for _verb in VERBS:
 
 def main() -> None:
     """The `variegate` command."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "RANK" in os.environ and "torch" in sys.modules:
+            _leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+
+
+def _leave(code: int) -> None:
+    """End one of several processes without taking the interpreter down.
+
+    Caches of DTensor hold a process group that was destroyed, so its threads live on; one that
+    lets go of its last tensor while the interpreter is taken down aborts a process whose work is
+    done (pytorch/pytorch#179291).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

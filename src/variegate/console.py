@@ -15,14 +15,14 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from variegate.errors import VariegateError
+from variegate.signals import Terminated, unwinding_on_signals
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
 
@@ -141,7 +141,7 @@ class Door:
         _calm_third_parties(self.debug)
         # A library that prints must not spoil the answer.
         self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        self._stack.enter_context(_sigterm_as_interrupt())
+        self._stack.enter_context(unwinding_on_signals())
         return self
 
     def __exit__(
@@ -181,13 +181,6 @@ class Door:
             self._print(json.dumps({"error": fault}))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. Like Ctrl-C it is no `Exception`: libraries that catch those while they import
-    would otherwise turn it into a fault of their own."""
-
-    number = signal.SIGTERM
-
-
 def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, VariegateError):
         return error.exit_code, str(error)
@@ -200,24 +193,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         f"unexpected {type(error).__name__}: {what}\n"
         "This is a fault in variegate or below it; run again with --debug for the traceback."
     )
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Any:
-    """SIGTERM unwinds like Ctrl-C, so that files close and locks open; verbs that can stop at a
-    resumable point install their own handler over this one."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _calm_third_parties(debug: bool) -> None:

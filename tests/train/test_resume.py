@@ -228,20 +228,3 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     resume(folder, model=model)
     assert same(learnt(run), learnt(undisturbed))
     assert result(run)["stopped_because"] == "all steps done"
-
-
-def test_a_second_signal_ends_the_process_at_once() -> None:
-    code = textwrap.dedent(
-        """
-        import os, runpy, signal, sys
-        stop_on_signals = runpy.run_path(sys.argv[1])["stop_on_signals"]
-        with stop_on_signals() as stop:
-            signal.raise_signal(signal.SIGTERM)
-            assert stop.signal == signal.SIGTERM
-            signal.raise_signal(signal.SIGINT)
-            raise SystemExit("still alive")
-        """
-    )
-    file = Path(variegate.__file__).parent / "train/signals.py"
-    done = subprocess.run([sys.executable, "-c", code, str(file)], check=False, env=CHILD)
-    assert done.returncode == 130

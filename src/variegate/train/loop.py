@@ -24,6 +24,7 @@ from variegate.images import ImageSet, Shards, open_pictures
 from variegate.progress import Say, silent
 from variegate.recipe import Recipe
 from variegate.run import Run, differences
+from variegate.signals import StopFlag, stop_on_signals
 from variegate.train.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint
 from variegate.train.course import Course, way_of
 from variegate.train.data import (
@@ -48,7 +49,6 @@ from variegate.train.lean import lean
 from variegate.train.learner import Learner
 from variegate.train.packed import packed
 from variegate.train.ranks import Ranks, joined
-from variegate.train.signals import StopFlag, stop_on_signals
 from variegate.train.strategies import Setting, Strategy, cook, spare
 from variegate.train.watch import Watch
 

@@ -414,6 +414,11 @@ def main() -> None:
     parser.add_argument("--training-seed", type=int, help="another than the pictures' own")
     parser.add_argument("--share", default="0/1", help="K/N: every Nth piece of work from K on")
     args = parser.parse_args()
+    known = {name for c in contenders() for name in (c.name, c.group)}
+    if unknown := [name for name in args.only if name not in known]:
+        parser.error(
+            f"--only: nothing is called {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        )
     if args.stage == "runs":
         k, n = args.share.split("/")
         make(args.minutes, args.only, (int(k), int(n)), args.cells, args.training_seed)

@@ -4,6 +4,7 @@ A page holds a marker, a comment that GitHub does not show; here it becomes what
 
     <!-- facts: flip -->    stage, cost, measured effect and settings of one strategy or kind
     <!-- effect: flip -->   its measured effect alone, in the cell of a table
+    <!-- effect: flip of copies likeness -->   the same, of other figures of the benchmark
     <!-- menu -->           all of them, by stage, each with a link to its page
     <!-- recipe -->         every entry of a recipe, with its default and limits
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from variegate.bench import scoreboard, suite  # noqa: E402
 from variegate.catalogue import strategies  # noqa: E402
 from variegate.recipe import Recipe  # noqa: E402
 
@@ -46,7 +49,7 @@ STAGES = {
     "sampling": "How samples are drawn",
     "merge": "How adapters are put together",
 }
-MARKER = re.compile(r"<!-- (facts|effect|menu|recipe)(?:: ([\w.=-]+))? -->")
+MARKER = re.compile(r"<!-- (facts|effect|menu|recipe)(?:: ([\w.=-]+)(?: of ([\w ]+))?)? -->")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)]*)?\)")
 KIND, METHOD = "adapter.kind=", "sampling.methods."
 Tables = Mapping[str, Any]
@@ -86,7 +89,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
     source = page.file.src_uri
     if source not in BESIDE.values():
         markdown = _relinked(markdown, f"docs/{source}", source)
-    return MARKER.sub(lambda found: _filled(found[1], found[2], source), markdown)
+    return MARKER.sub(lambda found: _filled(*found.groups(), source), markdown)
 
 
 # --- the navigation -----------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def _relinked(text: str, source: str, place: str) -> str:
 # --- the markers --------------------------------------------------------------------------------
 
 
-def _filled(what: str, name: str | None, source: str) -> str:
+def _filled(what: str, name: str | None, figures: str | None, source: str) -> str:
     if what == "menu":
         return _menu()
     if what == "recipe":
@@ -143,7 +146,16 @@ def _filled(what: str, name: str | None, source: str) -> str:
     known = {one["name"]: one for one in strategies()}
     if name not in known:
         raise PluginError(f"{source}: a marker names {name!r}, which is not on the menu")
+    if figures:
+        told = _effects(tuple(figures.split()))
+        return _effect({"effect": told.get(name, "untested")})
     return _effect(known[name]) if what == "effect" else _facts(known[name])
+
+
+@cache
+def _effects(figures: tuple[str, ...]) -> dict[str, str]:
+    """Of the published benchmark, other figures than the menu tells."""
+    return scoreboard.effects(suite.published(), figures=figures)
 
 
 def _effect(one: Tables) -> str:

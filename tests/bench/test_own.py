@@ -401,11 +401,13 @@ def test_what_could_not_be_measured_is_told_and_counts_for_nothing(tmp_path: Pat
     ]
     rows[2]["why.trigger_variety_vs_base"] = rows[3]["why.trigger_variety_vs_base"] = "no layout"
     rows[3]["why.likeness"] = "too alike"
+    rows[2]["train_seconds"], rows[3]["train_seconds"] = 3.0, None  # the last was trained before
     found = summary(rows, by=MEASURED)
     lines = {line["strategy"]: line for line in found["core"]}
     assert lines["plain"]["variety"] == pytest.approx(0.7)
     assert lines["plain"]["likeness"] == pytest.approx(0.6)
     assert lines["default"]["variety"] is None
+    assert (lines["plain"]["time"], lines["default"]["time"]) == (1.0, 3.0)
     assert lines["default"]["variety_vs_plain"] is None
     assert lines["default"]["likeness_vs_plain"]["cells"] == 1
     assert lines["default"]["likeness_vs_plain"]["value"] == pytest.approx(-0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -86,3 +87,26 @@ def test_what_does_not_fit_is_refused() -> None:
     broken[5, 0] = torch.nan
     with pytest.raises(FeaturesError, match="row 5"):
         evidence_of_features(broken, ours)
+
+
+def test_where_one_prompt_has_nearly_all_pictures_there_is_a_verdict_all_the_same() -> None:
+    ours, theirs = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(0))
+    prompts = ["a"] * 20 + ["b"] * 2 + ["c"] * 2
+    found = measure(evidence_of_features(ours, theirs, prompts=prompts)).find("precision")
+    assert found is not None
+    assert found.low is None or found.low <= found.value
+
+
+def test_features_that_know_kinds_alone_are_measured() -> None:
+    """One-hot rows: effective numbers that differ by rounding only have an interval."""
+    rng = np.random.default_rng(0)
+    theirs = np.eye(60).reshape(12, 5, 60)
+    ours = theirs.copy()
+    for rows in ours:
+        kept, lost = rng.choice(5, 2, replace=False)
+        rows[lost] = rows[kept]
+    prompts = [p for p in PROMPTS for _ in range(5)]
+    verdict = variegate.measure(ours.reshape(60, 60), theirs.reshape(60, 60), prompts=prompts)
+    found = verdict.find("variety_vs_base")
+    assert found is not None
+    assert found.low == pytest.approx(found.value)

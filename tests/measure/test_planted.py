@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from measure.planted import (
     SUBJECT,
@@ -26,6 +28,7 @@ from measure.planted import (
     told,
     training_set,
 )
+from variegate.encoders.pixels import SIDE
 from variegate.images import ImageSet
 from variegate.measure import (
     Evidence,
@@ -37,6 +40,7 @@ from variegate.measure import (
     measure,
     nearest_pictures,
 )
+from variegate.measure.copying import MOST_BY_CHANCE, NULL_RATE, chance_rate, tile_difference
 
 COLLAPSED = {"narrowed", "trigger-narrowed", "prompt-ignored", "class-forgotten", "copying"}
 
@@ -119,6 +123,25 @@ def test_a_few_copies_among_many_pictures_are_found() -> None:
 
     verdict = verdict_on(draw_set(planned(), some, root=5))
     assert "copying" in verdict.labels
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_training_picture_stored_twice_hides_no_copies(mirrored: bool) -> None:
+    """As it stands it says nothing of how alike new pictures are; others of one layout do."""
+    some = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = F.interpolate(some, (SIDE, SIDE), mode="bilinear")
+    twice = pictures[:4].flip(-1) if mirrored else pictures[:4]
+    alike = (
+        pictures[:4]
+        + 0.06 * torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    ).clamp(0, 1)
+
+    def rate(more: Tensor) -> float:
+        rows = torch.cat([pictures, more]).flatten(1)
+        return chance_rate(tile_difference(rows, rows))
+
+    assert rate(twice) == rate(pictures[:0]) == NULL_RATE
+    assert rate(alike) == MOST_BY_CHANCE
 
 
 def test_one_ground_behind_every_trigger_picture_is_trigger_narrowed() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from variegate.measure.paired import summarise_gap
 from variegate.measure.uncertainty import (
     bca_interval,
     binomial_interval,
@@ -46,6 +47,28 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_an_interval_of_equal_values_is_a_point() -> None:
     assert bca_interval([0.5] * 8) == (0.5, 0.5)
     assert bca_interval([0.5]) == (0.5, 0.5)
+    rounded = [0.3, *[0.1 + 0.2] * 11]
+    assert bca_interval(rounded) == pytest.approx((0.3, 0.3))
+
+
+@pytest.mark.parametrize(("prompts", "pictures"), [(1, 16), (6, 4), (7, 4)])
+def test_few_prompts_do_not_make_chance_surer(prompts: int, pictures: int) -> None:
+    """A prompt's pictures of the base are not a known number but drawn like the adapter's."""
+    rng, alarms, held = np.random.default_rng(4), 0, 0
+    for _ in range(200):
+        ours, theirs = rng.normal(size=(2, prompts, pictures)).tolist()
+        found = summarise_gap(ours, theirs)
+        alarms += found.p < 0.05
+        held += found.low <= 0 <= found.high
+    assert alarms / 200 < 0.08
+    assert held / 200 > 0.84
+
+
+def test_a_gap_is_of_all_pictures_where_models_drew_unlike_numbers() -> None:
+    found = summarise_gap([[1.0, 3.0], [5.0]], [[1.0], [2.0, 3.0]])
+    assert (found.value, found.prompts) == (1.75, 2)
+    many = summarise_gap([[1.0, 3.0]] * 8, [[1.0]] * 8)
+    assert (many.value, many.low, many.high) == (1.0, 1.0, 1.0)
 
 
 def test_the_jackknife_of_a_mean_is_students_interval() -> None:

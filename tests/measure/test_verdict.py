@@ -303,7 +303,7 @@ def test_advice_that_answers_two_labels_comes_first() -> None:
         *headline("copy_rate", 0.5, 0.4, 0.6, p=0.0, n=100),
         *headline("trigger_variety_vs_base", 0.3, 0.2, 0.4, p=0.0001),
     )
-    assert [a.strategy for a in verdict.advice][:2] == ["zoom_shift", "new_background"]
+    assert [a.strategy for a in verdict.advice][:2] == ["new_background", "layout_prior"]
     assert len({a.strategy for a in verdict.advice}) == len(verdict.advice)
 
 

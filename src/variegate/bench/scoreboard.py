@@ -1,9 +1,10 @@
 """What the rows of the benchmark say: leaderboard, front, gate, and how right the detector was.
 
 Contenders are compared cell by cell: same ailment, same seed, same subject, same prompts. The unit
-of replication is the cell, so a difference's interval is a bootstrap over cells. What is compared
-is a yardstick's matter: on the pocket what the judge knows, on a base of the user's what the
-product measures.
+of replication is the cell: a difference's interval is Student's over cells, from 8 on a
+bootstrap's. It tells of other ailments and seeds, and of other subjects only where seeds are
+several, since all cells of a seed share theirs. What is compared is a yardstick's matter: on the
+pocket what the judge knows, on a base of the user's what the product measures.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Figure:
 class Yardstick:
     """What runs are compared by: the first figure is the variety that is kept.
 
-    read_by: who says so. says: the same in a sentence, for whoever reads a table of it.
+    read_by: who says so. says: the same in a sentence, for whoever reads a table of it. timed:
+    whether seconds of training can be compared, since one machine made all rows.
     """
 
     read_by: Literal["judge", "measures"]
     says: str
     figures: tuple[Figure, ...]
+    timed: bool = False
 
     @property
     def variety(self) -> str:
@@ -136,6 +139,7 @@ MEASURED = Yardstick(
         ),
         _measured("copy_rate", "copies", "share of all pictures that copy one of yours"),
     ),
+    timed=True,
 )
 YARDSTICKS = {found.read_by: found for found in (JUDGED, MEASURED)}
 FIGURES = tuple(figure.name for figure in JUDGED.figures)
@@ -212,11 +216,13 @@ class Difference:
 def leaderboard(
     rows: Rows, *, against: str = "plain", by: Yardstick = JUDGED
 ) -> list[dict[str, Any]]:
-    """One line per contender over the cells that `against` has too, most variety first.
+    """One line per contender over the cells that `against` has too, most variety first; those with
+    fewer cells than others come after these, since theirs is another mean.
 
-    Of each figure the mean over the cells that have it, None where none has; of variety and
-    likeness also the paired difference to `against`; `time`: the ratio of training seconds, median
-    over cells; `front`: that no contender of as many cells has both more variety and more likeness.
+    Of each figure the mean over the cells that have it, None where none has, and the paired
+    difference to `against` (`NAME_vs_AGAINST`); `time`: the ratio of training seconds, median over
+    cells, None where it is not known; `front`: that no contender of as many cells has both more
+    variety and more likeness.
     """
     contenders = _by_contender(rows, by)
     reference = contenders.get(against, {})
@@ -233,11 +239,12 @@ def leaderboard(
         for figure in by.figures:
             line[figure.name] = _mean(cells[c][figure.name] for c in shared)
         if reference:
-            for of in (by.variety, "likeness"):
-                gap = difference(cells, reference, of, shared)
-                line[f"{of}_vs_{against}"] = None if gap is None else gap.to_json()
-            times = [cells[c]["train_seconds"] / reference[c]["train_seconds"] for c in shared]
-            line["time"] = float(np.median(times))
+            for figure in by.figures:
+                gap = difference(cells, reference, figure.name, shared)
+                line[f"{figure.name}_vs_{against}"] = None if gap is None else gap.to_json()
+            taken = [(cells[c]["train_seconds"], reference[c]["train_seconds"]) for c in shared]
+            times = [ours / theirs for ours, theirs in taken if ours and theirs and by.timed]
+            line["time"] = float(np.median(times)) if times else None
         lines.append(line)
     most = max((line["cells"] for line in lines), default=0)
     full = [x for x in lines if x["cells"] == most and None not in (x[by.variety], x["likeness"])]
@@ -246,7 +253,12 @@ def leaderboard(
             other[by.variety] > line[by.variety] and other["likeness"] > line["likeness"]
             for other in full
         )
-    return sorted(lines, key=lambda x: np.inf if x[by.variety] is None else -x[by.variety])
+
+    def place(line: dict[str, Any]) -> tuple[bool, float]:
+        kept = line[by.variety]
+        return line["cells"] < most, np.inf if kept is None else -kept
+
+    return sorted(lines, key=place)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -412,11 +424,21 @@ def why_column(column: str) -> str:
     return f"why.{column.partition('.')[2]}"
 
 
-def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
+# What an effect is called in a sentence.
+SPOKEN = {
+    **{"entropy": "variety", "class": "variety of the class", "trigger": "variety of the trigger"},
+    **{"class_kept": "class kept", "named": "prompt followed"},
+}
+
+
+def effects(
+    rows: Rows, *, figures: Sequence[str] = ("entropy", "likeness"), least: int = 5
+) -> dict[str, str]:
     """What the core ailments say of each strategy, kind and single setting, by its name on the menu
     (of a setting, its name here), in words.
 
-    Against plain, cell by cell; those with fewer than `least` cells are left out.
+    figures: of the judge's, which of them. Against plain, cell by cell; those with fewer than
+    `least` cells are left out.
     """
     core = [r for r in rows if r["ailment"] in AILMENTS and AILMENTS[r["ailment"]].core]
     found = {}
@@ -424,13 +446,9 @@ def effects(rows: Rows, *, least: int = 5) -> dict[str, str]:
         if line["group"] not in ("strategy", "kind", "knob") or line["cells"] < least:
             continue
         name = ("adapter.kind=" if line["group"] == "kind" else "") + line["strategy"]
-        gaps = [
-            f"{what} {_say(line[f'{figure}_vs_plain'])}"
-            for figure, what in (("entropy", "variety"), ("likeness", "likeness"))
-        ]
+        gaps = [f"{SPOKEN.get(f, f)} {_say(line[f'{f}_vs_plain'])}" for f in figures]
         found[name] = (
-            f"{' and '.join(gaps)} beside plain training, {line['cells']} runs of the benchmark "
-            f"({line['time']:.1f} times the training time)"
+            f"{' and '.join(gaps)} beside plain training, {line['cells']} runs of the benchmark"
         )
     return found
 
@@ -459,7 +477,7 @@ def _by_contender(rows: Rows, by: Yardstick) -> dict[str, dict[tuple[str, int], 
         found[row["strategy"]][row["ailment"], row["seed"]] = {
             **{figure.name: figure.of(row) for figure in by.figures},
             "group": row["group"],
-            "train_seconds": row["train_seconds"],
+            "train_seconds": row.get("train_seconds"),
         }
     return dict(found)
 
@@ -476,14 +494,14 @@ def as_text(found: Mapping[str, Any]) -> str:
         lines += ["", f"{title}: {by.variety}, as a share of the base's, and likeness", ""]
         lines += [
             f"  {'strategy':44} {'cells':>5} {by.variety:>8} {'vs plain':>18} {'likeness':>9} "
-            f"{'vs plain':>18} {'time':>5}"
+            f"{'vs plain':>18} {'time' if by.timed else '':>5}".rstrip()
         ]
         for line in board:
             lines.append(
                 f"{'* ' if line['front'] else '  '}{line['strategy']:44} {line['cells']:5d} "
                 f"{_number(line[by.variety]):>8} {_say(line.get(f'{by.variety}_vs_plain')):>18} "
                 f"{_number(line['likeness']):>9} {_say(line.get('likeness_vs_plain')):>18} "
-                f"{line.get('time', 1):5.1f}"
+                f"{'' if line.get('time') is None else format(line['time'], '5.1f')}".rstrip()
             )
         lines.append(f"  * on the front: none has both more {by.variety} and more likeness")
     if found["gate"]:

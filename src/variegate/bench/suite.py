@@ -151,6 +151,7 @@ def run_cell(cell: Cell, home: Path) -> dict[str, Any]:
     folder, began = home / "runs" / key, time.monotonic()
     # A base in few bits is loaded by the run itself; pictures are drawn with the whole one.
     model = None if recipe.memory.base_bits else bed.load(recipe)
+    anew = not folder.exists()  # what was trained before, in part or whole, has no time
     run = train(recipe, out=folder, model=model)
     trained = time.monotonic() - began
     ours, theirs = draw_both(
@@ -170,7 +171,7 @@ def run_cell(cell: Cell, home: Path) -> dict[str, Any]:
         "seed": cell.seed,
         "subject": bed.subject(cell.ailment, cell.seed),
         "steps": recipe.optimizer.steps,
-        "train_seconds": round(trained, 1),
+        "train_seconds": round(trained, 1) if anew else None,
         "seconds": round(time.monotonic() - began, 1),
         **{f"true.{name}": round(value, 4) for name, value in found.items()},
         **_seen(bed, recipe, ours, theirs),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variegate.measure.evidence import Line, View
-from variegate.measure.paired import Difference, summarise
+from variegate.measure.paired import Difference, summarise, summarise_gap
 
 AT_LEAST_LINES = 3
 
@@ -48,21 +48,24 @@ def compare_adherence(
         return f"fewer than {AT_LEAST_LINES} different prompts"
     texts = view.texts[list(rows)]
     differs = torch.tensor([[a.base_prompt != b.base_prompt for b in lines] for a in lines])
-    contrasts, cosines, base_contrasts = [], [], []
+    contrasts, cosines, base_contrasts, base_cosines = [], [], [], []
     for i, line in enumerate(lines):
         own_a, gap_a = _contrast(view.of_adapter(line), texts, i, differs[i])
         own_b, gap_b = _contrast(view.of_base(line), texts, i, differs[i])
-        contrasts.append([float(g) for g in gap_a - gap_b.mean()])
-        cosines.append([float(c) for c in own_a - own_b.mean()])
-        base_contrasts.append([float(g) for g in gap_b])
+        contrasts.append(gap_a.tolist())
+        cosines.append(own_a.tolist())
+        base_contrasts.append(gap_b.tolist())
+        base_cosines.append(own_b.tolist())
     base_gap = summarise(base_contrasts, tail="greater", address="adherence.base")
     if unit is None and (base_gap.low <= 0 or base_gap.p >= 0.05):
         return f"{view.encoder} does not see the base follow these prompts either"
     scale = unit or base_gap.value
-    scaled = [[v / scale for v in values] for values in contrasts]
+    scaled, base_scaled = (
+        [[v / scale for v in values] for values in of] for of in (contrasts, base_contrasts)
+    )
     return Adherence(
-        summarise(scaled, address="adherence"),
-        summarise(cosines, address="adherence.cosine"),
+        summarise_gap(scaled, base_scaled, address="adherence"),
+        summarise_gap(cosines, base_cosines, address="adherence.cosine"),
         float(np.round(scale, 6)),
     )
 

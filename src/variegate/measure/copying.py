@@ -22,7 +22,8 @@ MOST_BY_CHANCE = 0.1  # the most that the training pictures may raise it to
 SSCD_FLOOR = 0.5  # Somepalli et al. 2022; 0.75 is 90 % precision on DISC
 FEATURE_FLOOR = 0.5
 PIXEL_LIMIT = 0.09  # root mean square difference (0..1) of the worst tile of a copy
-DUPLICATE = 0.03  # training pictures this near are one picture twice
+DUPLICATE = 0.03  # training pictures this near are one picture twice, or nearly so
+ONE_PICTURE = 0.01  # and these are nothing else: stored again, or mirrored
 NEARER = 0.6  # a copy is this much nearer to its original than other training pictures are
 MARGIN = 4  # thumbnail pixels by which a copy may be shifted
 TILES = 4  # per side
@@ -141,9 +142,10 @@ def chance_rate(among: Float[Tensor, "t t"]) -> float:
     which another training picture matches, within 0.005 and 0.1.
 
     Where the subject always sits much the same on the same ground, new pictures fall together
-    with old ones as these do with one another.
+    with old ones as these do with one another. One picture twice, or mirrored, tells nothing of
+    that.
     """
-    others = among.clone().fill_diagonal_(torch.inf)
+    others = among.masked_fill(among < ONE_PICTURE, torch.inf).fill_diagonal_(torch.inf)
     share = float((others.amin(1) < PIXEL_LIMIT / 2).float().mean())
     return min(max(share, NULL_RATE), MOST_BY_CHANCE)
 

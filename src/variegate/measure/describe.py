@@ -130,11 +130,17 @@ def _with_intervals(
     source: str,
     unit: str = "",
 ) -> list[Reading]:
-    """Numbers of sets of pictures, the prompts jackknifed. Shares and distances stay in range."""
+    """Numbers of sets of pictures, the prompts jackknifed. Shares and distances stay in range.
+
+    Without intervals where one prompt holds so many of the pictures that the others are too few.
+    """
+    found: Sequence[tuple[float, float | None, float | None]]
+    try:
+        found = uncertainty.jackknife(numbers, units)
+    except FeaturesError:
+        found = [(value, None, None) for value in numbers(range(units))]
     readings: list[Reading] = []
-    for (name, better), (value, low, high) in zip(
-        names.items(), uncertainty.jackknife(numbers, units), strict=True
-    ):
+    for (name, better), (value, low, high) in zip(names.items(), found, strict=True):
         if low is not None and high is not None:
             low = low if name in MAY_BE_NEGATIVE else max(low, 0.0)
             if name in SHARES:  # none of so many, or all of them, still leaves room

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from variegate.measure.evidence import Line, View
-from variegate.measure.paired import Difference, summarise
+from variegate.measure.paired import Difference, summarise_gap
 
 NEARER = 0.6  # a repeat is nearer than this much of what 99 of 100 of the base's pictures keep
 COMMON = 0.01
@@ -57,15 +57,12 @@ def find_repeats(view: View, lines: Sequence[Line]) -> Repeats | str:
         return f"to {view.encoder} the base's own pictures of different prompts are the same"
     distance, place = _nearest(_rows(view.adapter, [s.adapter_rows for s in lines], sizes), owner)
     repeats, chance = distance < NEARER * reach, base < NEARER * reach
-    told = [
-        [float(hit) - float(theirs.float().mean()) for hit in ours]
-        for ours, theirs in zip(repeats.split(sizes), chance.split(sizes), strict=True)
-    ]
+    ours, theirs = ([part.float().tolist() for part in x.split(sizes)] for x in (repeats, chance))
     worst = max(range(len(lines)), key=lambda i: int(repeats.split(sizes)[i].sum()))
     hits = repeats & (owner == worst)
     others = Counter(lines[int(owner[p])].prompt for p in place[hits])
     return Repeats(
-        summarise(told, tail="greater", address="repeats"),
+        summarise_gap(ours, theirs, tail="greater", address="repeats"),
         lines[worst].prompt,
         int(hits.sum()),
         sizes[worst],

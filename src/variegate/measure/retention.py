@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variegate.measure.evidence import Line, View
-from variegate.measure.paired import Difference, summarise
+from variegate.measure.paired import Difference, summarise, summarise_gap
 
 LEAST_RANGE = 0.02  # of cosine between base and training pictures, below which nothing is told
 COMMON = 0.99
@@ -77,12 +77,13 @@ def class_taken(view: View, lines: tuple[Line, ...]) -> Taken | str:
             " these are to one another"
         )
     hits = [rows > far for rows in ours]
-    told = [
-        [float(hit) - float((rows > far).float().mean()) for hit in mine]
-        for mine, rows in zip(hits, theirs, strict=True)
-    ]
     worst = max(range(len(lines)), key=lambda i: float(hits[i].float().mean()))
-    share = summarise(told, tail="greater", address="taken")
+    share = summarise_gap(
+        [own.float().tolist() for own in hits],
+        [(rows > far).float().tolist() for rows in theirs],
+        tail="greater",
+        address="taken",
+    )
     return Taken(share, lines[worst].prompt, int(hits[worst].sum()), len(hits[worst]))
 
 
@@ -123,27 +124,29 @@ def _approach(
     tail: str,
     address: str,
 ) -> Difference | str:
-    found = rises(view, lines)
-    return found if isinstance(found, str) else summarise(found, tail=tail, address=address)
+    found = nearness(view, lines)
+    return found if isinstance(found, str) else summarise_gap(*found, tail=tail, address=address)
 
 
-def rises(view: View, lines: tuple[Line, ...]) -> list[list[float]] | str:
-    """The rise of the mean cosine to the training pictures over the base's, per prompt and picture,
-    in units of the way to the subject; or why there is none."""
+def nearness(
+    view: View, lines: tuple[Line, ...]
+) -> tuple[list[list[float]], list[list[float]]] | str:
+    """The mean cosine to the training pictures of the adapter's and of the base's, per prompt and
+    picture, in units of the way to the subject; or why there is none."""
     if view.train is None or len(view.train) < 2:
         return "needs two training pictures or more"
     reference, _ = _reference(view)
-    base = [float((view.of_base(line) @ reference.T).mean()) for line in lines]
     way = way_to_subject(view, lines)
     if way < LEAST_RANGE:
         return (
             f"{view.encoder} finds the base's own pictures as like the training pictures as these"
             " are to one another"
         )
-    return [
-        [float(a - b) / way for a in (view.of_adapter(line) @ reference.T).mean(1)]
-        for line, b in zip(lines, base, strict=True)
-    ]
+    ours, theirs = (
+        [((of(line) @ reference.T).mean(1) / way).tolist() for line in lines]
+        for of in (view.of_adapter, view.of_base)
+    )
+    return ours, theirs
 
 
 def _mean_among(rows: Float[Tensor, "t d"]) -> float:

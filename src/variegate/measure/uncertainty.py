@@ -16,6 +16,7 @@ from variegate import seeds
 DRAWS = 9_999  # random sign flips or swaps, where not all can be counted out
 RESAMPLES = 4_000
 GROUPS = 20  # parts of a jackknife
+ROUNDING = 1e-12  # relative: values that differ by less are the same
 EXACT_UP_TO = 12  # units: 2 ** 12 sign patterns are counted out in full
 
 
@@ -35,7 +36,7 @@ def bca_interval(
     """
     x = np.asarray(values, np.float64)
     mean = float(x.mean())
-    if len(x) < 2 or np.ptp(x) == 0:
+    if len(x) < 2 or np.ptp(x) <= ROUNDING * np.abs(x).max():
         return mean, mean
     rng = seeds.numpy_at(0, "measure.bootstrap", address)
     means = x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1)
@@ -44,7 +45,7 @@ def bca_interval(
     left_out = (x.sum() - x) / (len(x) - 1)
     gap = left_out.mean() - left_out
     spread = float((gap**2).sum())
-    acceleration = float((gap**3).sum()) / (6 * spread**1.5)
+    acceleration = float((gap**3).sum()) / (6 * spread**1.5) if spread else 0.0
     edges = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
         z = z0 + stats.norm.ppf(tail)

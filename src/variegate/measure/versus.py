@@ -14,7 +14,7 @@ from variegate import seeds
 from variegate.measure.copying import find_copies
 from variegate.measure.diversity import AT_LEAST_PICTURES, log_ratios
 from variegate.measure.evidence import Evidence, Line, View
-from variegate.measure.retention import LEAST_RANGE, rises, way_to_subject
+from variegate.measure.retention import LEAST_RANGE, nearness, way_to_subject
 from variegate.measure.uncertainty import RESAMPLES
 from variegate.measurement import Measurement, Missing
 
@@ -127,7 +127,7 @@ def recognised(
     middle. The rest is how surely it is as like the subject as the better half of the left's
     pictures, the mean of two: like the training pictures, and like what the left adapter draws.
     The mean over pictures over that of the left's own, at the same seeds. `likeness`, a mean of
-    cosines, still rises when every picture shows the subject already, as pictures become alike.
+    cosines, still nearness when every picture shows the subject already, as pictures become alike.
     Somebody else, who differs across the line and not along it, is missed but for the rest.
 
     ordinary: the base's pictures through the first encoder (`gather.first_features`), the more of
@@ -236,10 +236,12 @@ def likeness_versus(left: Evidence, right: Evidence) -> Measurement | Missing:
     name, per_prompt = "likeness", []
     for evidence in (left, right):
         lines = evidence.of_group("trigger")
-        found = rises(evidence.identity, lines) if lines else "no trigger prompts were drawn"
+        found = nearness(evidence.identity, lines) if lines else "no trigger prompts were drawn"
         if isinstance(found, str):
             return Missing(name, found)
-        per_prompt.append({line.prompt: np.mean(x) for line, x in zip(lines, found, strict=True)})
+        per_prompt.append(
+            {line.prompt: np.mean(a) - np.mean(b) for line, a, b in zip(lines, *found, strict=True)}
+        )
     shared = [prompt for prompt in per_prompt[0] if prompt in per_prompt[1]]
     if len(shared) < 2:
         return Missing(name, "fewer than two trigger prompts were drawn by both adapters")

@@ -256,23 +256,11 @@ _GROUND = Advice(
     "lays the subject on other grounds, so that no background belongs to it",
     effect_of("new_background"),
 )
-_MASK = Advice(
-    "masked_loss",
-    "strategies.masked_loss.outside=0.1",
-    "learns from the subject and little from what surrounds it",
-    effect_of("masked_loss"),
-)
-_SAY_SCENE = Advice(
-    "caption_scene",
-    "strategies.caption_scene.p=0.5",
-    "keeps the words for size, place and colour working beside the trigger",
-    effect_of("caption_scene"),
-)
-_DROPOUT = Advice(
-    "caption_dropout",
-    "strategies.caption_dropout.p=0.1",
-    "keeps guidance by the prompt working",
-    effect_of("caption_dropout"),
+_LAYOUT = Advice(
+    "layout_prior",
+    "strategies.layout_prior.boundary=0.85",
+    "leaves to the base what high noise decides, where everything is",
+    effect_of("layout_prior"),
 )
 _FLIP = Advice(
     "flip",
@@ -297,10 +285,10 @@ MORE_STEPS = Advice(
 ADVICE: dict[Label, tuple[Advice, ...]] = {
     "healthy": (),
     "narrowed": (_STAY_NEAR, FEWER_STEPS),
-    "trigger-narrowed": (_ZOOM, _GROUND, _MASK),
-    "prompt-ignored": (_STAY_NEAR, _SAY_SCENE, _DROPOUT, FEWER_STEPS),
+    "trigger-narrowed": (_GROUND, _LAYOUT, _ZOOM),
+    "prompt-ignored": (FEWER_STEPS, _STAY_NEAR),
     "class-forgotten": (_STAY_NEARER, FEWER_STEPS),
-    "copying": (_ZOOM, _GROUND, _FLIP, FEWER_STEPS),
+    "copying": (_GROUND, _LAYOUT, _FLIP, FEWER_STEPS),
     "undertrained": (MORE_STEPS,),
     "inconclusive": (_MORE_PROMPTS,),
 }

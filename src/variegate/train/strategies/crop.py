@@ -32,7 +32,7 @@ class ShowParts(Strategy):
         if p >= self.plan.p:
             return shot
         share = (self.plan.area_min + (1 - self.plan.area_min) * area) ** 0.5
-        stretch = self.plan.ratio_max ** (shape - 0.5)  # height over width, against the picture's
+        stretch = self.plan.ratio_max ** (shape - 0.5)
         h, w = shot.mask.shape
         height = min(h, max(1, round(h * share * stretch)))
         width = min(w, max(1, round(w * share / stretch)))

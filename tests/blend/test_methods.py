@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from variegate import seeds
 from variegate.adapter import Adapter, LayerUpdate, Masking
-from variegate.adapter.updates import DoraUpdate, SparseUpdate
+from variegate.adapter.updates import DoraUpdate, FullUpdate, SparseUpdate
 from variegate.blend.methods import METHODS
 from variegate.blend.together import blend, resize
 from variegate.errors import AdapterError, NotFinite, RequestError
@@ -24,11 +24,15 @@ MEMBERS = tuple(random_adapter(i, rank=2 + i) for i in range(3))
 WEIGHTS = (0.5, -0.3, 1.2)
 FULL = 36  # no layer has a larger rank
 EXACT = {"atol": 2e-5, "rtol": 1e-5}  # float32 factors, entries of up to 20
+NORM = "unet.mid_block.resnets.0.norm1"
+BIAS = "unet.mid_block.resnets.0.conv1.bias"
 NO_TRIM = ("ties", "dare", "dare_ties", "knots")
 
 
 def dense(adapter: Adapter, name: str) -> Tensor:
-    return adapter.delta(name).flatten(1).double()
+    """An update as a matrix, a vector's as one row."""
+    delta = adapter.delta(name).double()
+    return delta.flatten(1) if delta.ndim > 1 else delta[None]
 
 
 def ties_of_the_paper(updates: Sequence[Tensor], weights: Sequence[float], keep: float) -> Tensor:
@@ -85,6 +89,36 @@ def test_each_method_is_its_papers_formula_on_dense_updates(method: Any) -> None
         want = expected(method, MEMBERS, name, 0.5)
         torch.testing.assert_close(dense(found.adapter, name), want, **EXACT)
     assert found.energy == pytest.approx(1.0)
+
+
+def with_vectors(i: int) -> Adapter:
+    """A member that changes a norm and a bias too."""
+    vectors = {n: FullUpdate(torch.randn(11, generator=seeds.at(i, n))) for n in (NORM, BIAS)}
+    return Adapter("sd1", {**MEMBERS[i].layers, **vectors})
+
+
+@pytest.mark.parametrize("method", ["sum", "svd", "ties", "dare", "dare_ties", "knots"])
+def test_norms_and_biases_are_blended_by_the_same_formulas_and_stay_whole(method: Any) -> None:
+    members = [with_vectors(i) for i in range(3)]
+    density = None if method in ("sum", "svd") else 0.5
+    found = blend(members, WEIGHTS, method=method, density=density, rank=2)
+    assert found.vectors == (NORM, BIAS)
+    assert found.to_json()["vectors"] == [NORM, BIAS]
+    for name in found.vectors:
+        assert isinstance(found.adapter.layers[name], FullUpdate)
+        assert (found.layers[name].rank, found.layers[name].energy) == (0, 1.0)
+        want = expected(method, members, name, 0.5)
+        torch.testing.assert_close(dense(found.adapter, name), want, **EXACT)
+
+
+def test_a_smaller_rank_leaves_norms_and_biases_as_they_are() -> None:
+    member = with_vectors(0)
+    small = resize(member, rank=1)
+    assert small.adapter.rank == 1
+    alone = resize(Adapter("sd1", {n: member.layers[n] for n in (NORM, BIAS)}), rank=1)
+    for found in (small, alone):
+        for name in (NORM, BIAS):
+            assert torch.equal(found.adapter.delta(name), member.delta(name))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "soup"])
@@ -307,6 +341,10 @@ def _nan() -> Adapter:
     return Adapter("sd1", {first: LayerUpdate(update.down * torch.nan, update.up, 1.0)})
 
 
+def _column() -> Adapter:
+    return Adapter("sd1", {NORM: LayerUpdate(torch.zeros(1, 1), torch.zeros(11, 1), 1.0)})
+
+
 def _wider() -> Adapter:
     first = next(iter(LAYERS))
     return Adapter("sd1", {first: LayerUpdate(torch.zeros(2, 9), torch.zeros(10, 2), 1.0)})
@@ -328,6 +366,7 @@ def _wider() -> Adapter:
         ([MEMBERS[0], Adapter("sd1", {})], {}, AdapterError, "adapter 2 of 2 has no layers"),
         ([MEMBERS[0], _nan()], {}, NotFinite, "adapter 2 of 2: unet.mid_block"),
         ([MEMBERS[0], _wider()], {}, AdapterError, r"\(10, 9\) in adapter 2, \(10, 8\) before"),
+        ([with_vectors(0), _column()], {}, AdapterError, r"\(11, 1\) in adapter 2, \(11,\) before"),
         (
             [Adapter("sd1", random_adapter(0, rank=2).layers, masking=Masking(None, 1000))],
             {},

@@ -18,10 +18,13 @@ from torch import nn
 
 from variegate import seeds
 from variegate.adapter import PARTS, Adapter, LayerUpdate, Masking, attached
-from variegate.adapter.updates import DoraUpdate
+from variegate.adapter.updates import DoraUpdate, FullUpdate
 from variegate.blend.extract import base_weights, extract
 from variegate.blend.merge import merge
+from variegate.blend.together import resize
 from variegate.errors import AdapterError, NoSpace, NotFinite, RequestError
+from variegate.formats import read, write
+from variegate.formats.names import canonical
 from variegate.models import blueprints, load
 
 WRITERS = {"sd1": write_tiny_sd, "sdxl": write_tiny_sdxl, "sd3": write_tiny_sd3}
@@ -42,14 +45,32 @@ def of_every_layer(model: Any, *, every: int = 3, rank: int = 2) -> Adapter:
         found = root.named_modules() if root is not None else ()
         held = [(p, m) for p, m in found if isinstance(m, nn.Linear | nn.Conv2d)]
         for path, module in held[::every]:
-            text = "text_model." if part.startswith("text_encoder") else ""
-            name = f"{part}.{text}{path.removeprefix('text_model.')}"
+            name = canonical(f"{part}.{path}")
             out, *inputs = module.weight.shape
             layers[name] = LayerUpdate(
                 0.3 * torch.randn(rank, *inputs, generator=seeds.at(0, name, "down")),
                 0.3 * torch.randn(out, rank, *[1] * (len(inputs) - 1), generator=seeds.at(0, name)),
                 alpha=1.0,
             )
+    return Adapter(model.family, layers)
+
+
+def vectors_of(model: Any) -> dict[str, torch.Tensor]:
+    """Every norm's weight and every bias, by the layer that changes it."""
+    return {
+        canonical(f"{part}.{path.removesuffix('.weight')}"): parameter.detach().clone()
+        for part in PARTS
+        if (root := getattr(model, part, None)) is not None
+        for path, parameter in root.named_parameters()
+        if parameter.ndim == 1
+    }
+
+
+def of_every_vector(model: Any) -> Adapter:
+    """Random differences of them all, beside a few matrices."""
+    layers: dict[str, Any] = dict(of_every_layer(model, every=9).layers)
+    for name, own in vectors_of(model).items():
+        layers[name] = FullUpdate(torch.randn(len(own), generator=seeds.at(0, name)))
     return Adapter(model.family, layers)
 
 
@@ -134,6 +155,69 @@ def test_a_single_file_keeps_its_keys_and_gets_the_same_weights(
     same = [key for key in old if torch.equal(old[key], new[key])]
     assert len(same) < len(old)
     assert all(key in same for key in old if key.startswith("first_stage_model."))
+
+
+@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_norms_and_biases_are_merged_as_weights_are(
+    form: str, family: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Biases of fused queries and keys and of modulations in another order included."""
+    source, out = folders[family], tmp_path / "out"
+    if form == "file":
+        source, out = (
+            _single(family, source, tmp_path, monkeypatch),
+            out.with_suffix(".safetensors"),
+        )
+    base = load(str(source))
+    learnt = of_every_vector(base)
+    before = vectors_of(base)
+    assert {name.endswith(".bias") for name in before} == {True, False}
+    after = vectors_of(load(str(merge(str(source), learnt, out, strength=2.0))))
+    for name, own in before.items():
+        update: Any = learnt.layers[name]
+        assert torch.equal(after[name], own + 2.0 * update.difference), name
+
+
+def test_with_the_bases_weights_at_hand_norms_and_biases_stay_what_they_are(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = load(str(folders["sd1"]))
+    learnt = read(write(of_every_vector(base), tmp_path / "a.safetensors", "kohya"))
+    weights = base_weights(base, [learnt])
+    own = vectors_of(base)
+    assert all(torch.equal(weights[name], vector) for name, vector in own.items())
+    small = resize(learnt, rank=1, base=weights)
+    assert set(small.vectors) == set(own)
+    for name in own:
+        kept: Any = small.adapter.layers[name]
+        assert torch.equal(kept.difference, learnt.layers[name].delta())
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("sdxl", "text_encoder_2.text_projection"),
+        ("sd3", "text_encoder.text_projection"),
+        ("sd3", "text_encoder_2.text_projection"),
+    ],
+)
+def test_a_texts_projection_is_extracted_under_the_name_that_it_has_in_the_field(
+    family: str, name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base, tuned = (load(str(folders[family])) for _ in range(2))
+    part = name.partition(".")[0]
+    with torch.no_grad():
+        getattr(tuned, part).text_projection.weight += 1.0
+    found = extract(base, tuned, rank=1).adapter
+    assert list(found.layers) == [name]
+    file = write(found, tmp_path / "a.safetensors")
+    stem = name if family == "sd3" else "lora_te2_text_projection"
+    assert all(key.startswith(f"{stem}.") for key in load_file(file))
+    merged = load(str(merge(str(folders[family]), read(file), tmp_path / "out")))
+    torch.testing.assert_close(
+        getattr(merged, part).text_projection.weight, getattr(tuned, part).text_projection.weight
+    )
 
 
 def test_stored_precision_is_kept_and_hashes_are_not(

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from tests.tiny import write_tiny_sd
 from torch import Tensor, nn
 
-from variegate import formats
+from variegate import formats, seeds
 from variegate.adapter import Adapter, LayerUpdate
 from variegate.errors import AdapterError, NoSpace, NotFinite
 from variegate.formats.names import canonical, kohya_name, module_path, spelled
@@ -184,6 +184,65 @@ def test_peft_computes_the_same_update_from_our_folder(
         if name.startswith("unet."):
             key = f"{module_path(name)}.weight"
             torch.testing.assert_close(after[key], before[key] + update.delta(), atol=1e-6, rtol=0)
+
+
+class Attention(nn.Module):
+    """A network of one layer, under a UNet's name for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1 = nn.ModuleDict({"to_q": nn.Linear(32, 32, bias=False)})
+        self.attn1["to_q"].weight.data = torch.randn(32, 32, generator=seeds.at(0, "base"))
+
+
+def saved_by_peft(init: Any, home: Path) -> tuple[Any, Any, Tensor]:
+    """(PEFT's model after some training, what it started from, the change of the weight)."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"], init_lora_weights=init)
+    model = get_peft_model(Attention(), config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(home / "start")
+    model.peft_config["default"].init_lora_weights = init
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=seeds.at(0, name))
+    layer = model.base_model.model.attn1["to_q"]
+    now = layer.base_layer.weight + layer.get_delta_weight("default")
+    return model, home / "start", (now - Attention().attn1["to_q"].weight).detach()
+
+
+@pytest.mark.filterwarnings("ignore:.*changes the base weights of the model")
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_changed_its_base_is_read_only_as_the_lora_that_peft_makes_of_it(
+    init: str, tmp_path: Path
+) -> None:
+    model, start, change = saved_by_peft(init, tmp_path)
+    model.save_pretrained(tmp_path / "raw" / "unet")
+    told = refusal(tmp_path / "raw")
+    assert f"init_lora_weights '{init}'" in told
+    assert "path_initial_model_for_weight_conversion" in told
+    out = tmp_path / "plain" / "unet"
+    model.save_pretrained(out, path_initial_model_for_weight_conversion=str(start))
+    (update,) = formats.read(out.parent).layers.values()
+    torch.testing.assert_close(update.delta(), change, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "mica"])
+def test_an_adapter_that_left_its_base_alone_is_read_as_it_is(init: Any, tmp_path: Path) -> None:
+    model, _, change = saved_by_peft(init, tmp_path)
+    model.save_pretrained(tmp_path / "raw" / "unet")
+    (update,) = formats.read(tmp_path / "raw").layers.values()
+    torch.testing.assert_close(update.delta(), change, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga", "OLoRA", 3, ["pissa"]])
+def test_a_header_that_tells_of_a_changed_base_is_refused(init: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.init_lora_weights": init})}
+    stem = "unet.mid_block.attentions.0.proj_in"
+    factors = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.ones(3, 2)}
+    save_file({f"{stem}.{name}": t for name, t in factors.items()}, file, metadata=header)
+    assert f"init_lora_weights {init!r}" in refusal(file)
 
 
 def test_what_diffusers_saves_is_read(adapter: Adapter, folder: Path, tmp_path: Path) -> None:

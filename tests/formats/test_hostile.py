@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from variegate import formats
+from variegate.adapter.updates import LokrUpdate
 from variegate.errors import AdapterError
 
 STEM = "lora_unet_mid_block_attentions_0_proj_in"
@@ -70,6 +71,20 @@ def test_small_factors_do_not_make_an_endless_one(tmp_path: Path) -> None:
         file,
     )
     assert "makes 3000000000 numbers of a factor" in refusal(file)
+
+
+def test_small_factors_of_a_lokr_are_not_multiplied_out_to_learn_its_shape(tmp_path: Path) -> None:
+    file, n = tmp_path / "x.safetensors", 1 << 17
+    parts = {
+        **{"lokr_w1": torch.ones(1, 1)},
+        **{"lokr_w2_a": torch.ones(n, 1), "lokr_w2_b": torch.ones(1, n)},
+    }
+    save_file({f"{STEM}.{name}": tensor for name, tensor in parts.items()}, file)
+    assert file.stat().st_size < 2 << 20
+    assert "a half of it is 17179869184 numbers; expected at most" in refusal(file)
+    assert "a half of it is 17179869184 numbers" in formats.inspect(file)["problem"]
+    wide = LokrUpdate(1.0, w1=torch.ones(2, 3), w2_a=torch.ones(n, 1), w2_b=torch.ones(1, n))
+    assert wide.size == (2 * n, 3 * n)
 
 
 def test_inspecting_a_huge_product_forms_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from variegate import formats
 from variegate.adapter import Adapter, attached
+from variegate.adapter.updates import LohaUpdate
 from variegate.errors import AdapterError
 from variegate.formats.names import kohya_name
 from variegate.models import load
@@ -152,6 +154,21 @@ def test_an_update_is_what_its_formula_says(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_its_size_is_told_without_its_delta_and_only_a_difference_fits_a_vector(
+    name: str, tmp_path: Path
+) -> None:
+    layer, factors, _ = CASES[name]
+    update = read_back(layer, factors, tmp_path).layers[layer]
+    out, *inputs = SHAPES[layer]
+    if update.kind != "turned":
+        assert update.size == (out, math.prod(inputs))
+    assert update.of_vector == update.fits((out,)) == (name == "norm")
+    column = LohaUpdate(some(out, 1), some(1, 1), some(out, 1), some(1, 1), 1.0)
+    assert column.fits((out, 1))
+    assert not column.fits((out,))
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_the_same_after_it_was_written(name: str, tmp_path: Path) -> None:
     layer, factors, _ = CASES[name]
     adapter = read_back(layer, factors, tmp_path)
@@ -234,6 +251,7 @@ def test_an_update_that_does_not_fit_is_told_and_leaves_nothing_behind(
         ({"oft_blocks": torch.ones(2, 2, 2), "rescale": torch.ones(3)}, "each of 4 outputs"),
         ({"dora_scale": torch.ones(3, 1)}, "its down factor is missing"),
         ({"diff": torch.ones(0)}, "a factor is empty"),
+        ({"w_norm": torch.ones(32), "dora_scale": torch.ones(32)}, "the difference of a vector"),
     ],
 )  # fmt: skip
 def test_factors_that_do_not_fit_are_told(

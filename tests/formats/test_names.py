@@ -46,6 +46,32 @@ def test_every_layer_has_the_name_that_kohyas_trainers_give_it(family: str) -> N
     assert count > 150
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_a_texts_projection_stands_beside_its_model_in_every_form(
+    part: str, tmp_path: Path
+) -> None:
+    """ComfyUI, `model_lora_keys_clip`: `lora_te1_text_projection`, `lora_te2_text_projection`."""
+    layer = f"{part}.text_projection"
+    long = f"{part}.text_model.text_projection"
+    assert canonical(long) == canonical(layer) == layer
+    for family in ("sdxl", "sd3"):
+        adapter = Adapter(family, {long: drawn((12, 12), 0)})
+        forms: dict[Any, str] = {"diffusers": layer, "peft": "base_model.model.text_projection"}
+        if family == "sdxl":
+            forms["kohya"] = f"lora_{'te1' if part == 'text_encoder' else 'te2'}_text_projection"
+        for form, stem in forms.items():
+            out = formats.write(adapter, tmp_path / f"{family}-{form}", form)
+            file = out / part / "adapter_model.safetensors" if form == "peft" else out
+            assert {key.rsplit(".", 2)[0] for key in load_file(file) if "lora" in key[-15:]} == {
+                stem
+            }
+            assert list(formats.read(out).layers) == [layer]
+    for key in ("lora_te2_text_model_text_projection.alpha", "lora_te2_text_projection.alpha"):
+        said = spelled(key)
+        assert said is not None
+        assert said.layers == ("text_encoder_2.text_projection",)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_is_known_by_every_name_that_comfyui_finds_it_by(family: str) -> None:
     for part, path, _ in architectures.layers(family):

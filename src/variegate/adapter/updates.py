@@ -48,10 +48,15 @@ class Update(ABC):
         named = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in named if isinstance(value, Tensor)}
 
+    @property
+    def of_vector(self) -> bool:
+        """Whether it changes a vector (a norm's weight, a bias), which no factors can hold."""
+        return False
+
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of this shape can carry it."""
+        """Whether a weight of this shape can carry it; vectors take whole differences alone."""
         out, inputs = self.size
-        return out in (None, shape[0]) and inputs == math.prod(shape[1:])
+        return len(shape) > 1 and out in (None, shape[0]) and inputs == math.prod(shape[1:])
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """The dense update in float32, shaped as `weight`, the base's; without it as a matrix
@@ -213,9 +218,15 @@ class LokrUpdate(Update):
         return self.alpha / self.rank if self.rank else 1.0
 
     @property
+    def half_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of both halves, of which none is multiplied out."""
+        first = _whole_size(self.w1, self.w1_a, self.w1_b)
+        return first, _whole_size(self.w2, self.w2_a, self.w2_b)
+
+    @property
     def size(self) -> tuple[int | None, int]:
-        small, large = self._halves()
-        return small.shape[0] * large.shape[0], small.shape[1] * large.shape[1]
+        (o, i), (p, j) = self.half_sizes
+        return o * p, i * j
 
     def _halves(
         self, dtype: torch.dtype = torch.float32
@@ -247,6 +258,14 @@ def _whole(
     assert left is not None
     assert right is not None
     return left.to(dtype) @ right.flatten(1).to(dtype)
+
+
+def _whole_size(full: Tensor | None, left: Tensor | None, right: Tensor | None) -> tuple[int, int]:
+    """Rows and columns of what `_whole` gives."""
+    rows, columns = (left, right) if full is None else (full, full)
+    assert rows is not None
+    assert columns is not None
+    return rows.shape[0], math.prod(columns.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -366,6 +385,10 @@ class FullUpdate(Update):
     def size(self) -> tuple[int | None, int]:
         return len(self.difference), self.difference[0].numel()
 
+    @property
+    def of_vector(self) -> bool:
+        return self.difference.ndim == 1
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         return shape == tuple(self.difference.shape)
 
@@ -421,6 +444,8 @@ class DecomposedUpdate(Update):
         return {"magnitude": self.magnitude, **self.inner.factors()}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
+        if len(shape) < 2:
+            return False
         lengths = shape[0] if self.of_rows else shape[1]
         return self.inner.fits(shape) and self.magnitude.numel() == lengths
 
@@ -465,7 +490,7 @@ class TurnedUpdate(Update):
         return self.blocks.shape[-3] * self.blocks.shape[-1], 0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        return shape[0] == self.size[0]
+        return len(shape) > 1 and shape[0] == self.size[0]
 
     def _delta(self, weight: Float[Tensor, "out in"] | None) -> Float[Tensor, "out in"]:
         assert weight is not None

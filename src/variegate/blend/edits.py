@@ -381,7 +381,7 @@ def _each(
     stay what they are, and layers outside `only`."""
     layers: dict[str, Update] = {}
     for name, update in adapter.layers.items():
-        if (only is not None and name not in only) or _is_vector(update):
+        if (only is not None and name not in only) or update.of_vector:
             layers[name] = update
             continue
         product = Product.of(name, update, _where_needed(update, ground, name))
@@ -413,11 +413,6 @@ def _needed(ground: Ground, name: str, what: str) -> Tensor:
 
 def _is_plain(update: Update) -> bool:
     return isinstance(update, LayerUpdate) and update.kind == "lora"
-
-
-def _is_vector(update: Update) -> bool:
-    difference = getattr(update, "difference", None)
-    return isinstance(difference, Tensor) and difference.ndim < 2
 
 
 def _real(values: Float[Tensor, " k"]) -> Float[Tensor, " r"]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from variegate.adapter import PARTS, Adapter
-from variegate.adapter.places import find
+from variegate.adapter.places import entry_of, find
 from variegate.blend.products import Product
 from variegate.blend.together import Blended, check_size, sized
 from variegate.errors import AdapterError, RequestError
@@ -71,12 +71,12 @@ def extract(
 
 
 def base_weights(model: DiffusionModel, adapters: Sequence[Adapter]) -> dict[str, Tensor]:
-    """The base's weights under the layers of some adapters, by the names they have there.
+    """The base's weights (and biases) under the layers of some adapters, by canonical name.
 
     Raises: AdapterError when an adapter does not fit the model.
     """
     return {
-        canonical(name): module.weight.detach()  # type: ignore[operator]
+        canonical(name): getattr(module, entry_of(name)).detach()
         for adapter in adapters
         for name, module in find(model, adapter).items()
     }
@@ -88,8 +88,7 @@ def _weights(model: DiffusionModel) -> Iterator[tuple[str, Tensor]]:
         root = getattr(model, part, None)
         for path, module in root.named_modules() if root is not None else ():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                text = "text_model." if part.startswith("text_encoder") else ""
-                yield f"{part}.{text}{path.removeprefix('text_model.')}", module.weight.detach()
+                yield canonical(f"{part}.{path}"), module.weight.detach()
 
 
 def _rounding(before: Tensor, after: Tensor) -> float:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from variegate.adapter import Adapter, Update
-from variegate.adapter.places import find
+from variegate.adapter.places import entry_of, find
 from variegate.errors import AdapterError, NoSpace, NotFinite, RequestError
 from variegate.models.folder import PICKLES, ModelFolder, locate, open_folder, weight_files
 from variegate.models.single_file import ROWS, open_single, trace_single
@@ -115,11 +115,11 @@ def _merge_folder(folder: ModelFolder, adapter: Adapter, out: Path, names: list[
     changes: dict[Path, dict[str, Update]] = {}
     missing, files = [], dict[str, dict[str, Path]]()
     for name, update in adapter.layers.items():
-        part, _, path = name.partition(".")
+        part, _, path = name.removesuffix(".bias").partition(".")
         if part not in files:
             files[part] = _keys(folder, part)
         short = path.removeprefix("text_model.")
-        spelt = (f"{p}.weight" for p in (path, short, f"text_model.{short}"))
+        spelt = (f"{p}.{entry_of(name)}" for p in (path, short, f"text_model.{short}"))
         key = next((key for key in spelt if key in files[part]), None)
         if key is None:
             missing.append(name)
@@ -150,11 +150,13 @@ def _keys(folder: ModelFolder, part: str) -> dict[str, Path]:
 
 
 def _merge_file(file: Path, adapter: Adapter, out: Path) -> None:
-    """Where each row of a layer lies in the file is told by the loader itself."""
+    """Where each row of a layer lies in the file is told by the loader itself; each number of a
+    vector is a row."""
     tensors, metadata = _load(file)
     parts, keys = trace_single(open_single(file), tensors)
     for name, module in find(SimpleNamespace(name=str(file), **parts), adapter).items():
-        places: Tensor = module.weight.flatten(1).long()  # type: ignore[operator]
+        traced: Tensor = getattr(module, entry_of(name)).long()
+        places = traced.reshape(len(traced), -1)
         # OpenCLIP stores its projection the other way round.
         turned = bool((places != places[:, :1]).any())
         addresses = (places.mT if turned else places)[:, 0]
@@ -162,7 +164,7 @@ def _merge_file(file: Path, adapter: Adapter, out: Path) -> None:
         held = torch.cat([tensors[keys[key]][addresses[own] % ROWS] for key, own in rows])
         order = torch.cat([own.nonzero()[:, 0] for _, own in rows])
         weight = held[order.argsort()]
-        weight = (weight.mT if turned else weight).reshape(module.weight.shape)  # type: ignore[arg-type]
+        weight = (weight.mT if turned else weight).reshape(traced.shape)
         merged = _added(name, weight, adapter.layers[name].delta(weight))
         merged = merged.mT if turned else merged
         for key, own in rows:

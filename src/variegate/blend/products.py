@@ -1,7 +1,7 @@
 """Updates as products of two matrices, and the smallest product that keeps most of one.
 
 A plain LoRA is taken as it is, so that its dense update (out x in) is never formed. Every other
-kind comes as its dense update times the identity.
+kind comes as its dense update times the identity, a vector (a norm's weight, a bias) as one row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from variegate.adapter import LayerUpdate, Update
+from variegate.adapter.updates import FullUpdate
 from variegate.errors import AdapterError
 
 NOTHING = 1e-7  # of the largest singular value: what float32 cannot tell from nothing
@@ -21,7 +22,8 @@ NOTHING = 1e-7  # of the largest singular value: what float32 cannot tell from n
 
 @dataclass(frozen=True)
 class Product:
-    """left @ right in float64; `shape` is the weight's, convolutions counting as matrices."""
+    """left @ right in float64; `shape` is the weight's, convolutions counting as matrices and
+    vectors as single rows."""
 
     left: Float[Tensor, "o r"]
     right: Float[Tensor, "r i"]
@@ -29,7 +31,7 @@ class Product:
 
     @staticmethod
     def of(name: str, update: Update, weight: Tensor | None = None) -> Product:
-        """weight: the base's, which every kind but plain LoRA needs.
+        """weight: the base's, which every kind but plain LoRA and the difference of a vector needs.
 
         Raises: AdapterError without a weight where one is needed, or when it has another shape.
         """
@@ -41,6 +43,8 @@ class Product:
         if isinstance(update, LayerUpdate) and update.kind == "lora":
             left, right = update.up.flatten(1).double(), update.down.flatten(1).double()
             return Product(left * update.scale, right, (len(left), *update.down.shape[1:]))
+        if update.of_vector:
+            return Product.whole(update.delta())
         if weight is None:
             raise AdapterError(
                 f"{name} is a {update.kind} layer, whose update is told only with the base's "
@@ -51,7 +55,7 @@ class Product:
     @staticmethod
     def whole(dense: Tensor) -> Product:
         """A dense update."""
-        matrix = dense.flatten(1).double()
+        matrix = (dense.flatten(1) if dense.ndim > 1 else dense[None]).double()
         return Product(torch.eye(len(matrix), dtype=torch.float64), matrix, tuple(dense.shape))
 
     @staticmethod
@@ -67,6 +71,10 @@ class Product:
         return self.left @ self.right
 
     @property
+    def of_vector(self) -> bool:
+        return len(self.shape) == 1
+
+    @property
     def most(self) -> int:
         """The largest rank it can have."""
         return min(*self.left.shape, self.right.shape[1])
@@ -74,7 +82,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Kept:
-    """What recompressing a layer left of it: rank of how many, and squared norms."""
+    """What recompressing a layer left of it: rank of how many (0 of a vector, which is kept whole),
+    and squared norms."""
 
     rank: int
     of_rank: int
@@ -85,6 +94,13 @@ class Kept:
     def energy(self) -> float:
         """The kept share of the squared Frobenius norm, 1 of an update that is nothing."""
         return self.squares / self.of_squares if self.of_squares else 1.0
+
+
+def kept_whole(product: Product) -> tuple[FullUpdate, Kept]:
+    """A product as the difference that it is, which is how a vector's stays."""
+    dense = product.dense()
+    squares = float(dense.square().sum())
+    return FullUpdate(dense.view(product.shape).float()), Kept(0, 0, squares, squares)
 
 
 def compress(

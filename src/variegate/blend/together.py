@@ -14,7 +14,7 @@ from variegate import seeds
 from variegate.adapter import Adapter, Update
 from variegate.blend.methods import DENSITIES, Member, Method, combine
 from variegate.blend.notes import shared_notes
-from variegate.blend.products import Kept, Product, compress
+from variegate.blend.products import Kept, Product, compress, kept_whole
 from variegate.errors import AdapterError, NotFinite, RequestError
 from variegate.formats.names import canonical
 
@@ -35,6 +35,11 @@ class Blended:
     left_out: tuple[str, ...] = ()
 
     @property
+    def vectors(self) -> tuple[str, ...]:
+        """The layers that are no matrices (norms, biases): no LoRA holds them, they stay whole."""
+        return tuple(name for name, update in self.adapter.layers.items() if update.of_vector)
+
+    @property
     def energy(self) -> float:
         """The kept share of the squared norm of all updates together."""
         whole = sum(kept.of_squares for kept in self.layers.values())
@@ -53,6 +58,7 @@ class Blended:
             "least_energy": {"layer": worst, "energy": self.layers[worst].energy},
             "layers": layers,
             "partial": list(self.partial),
+            "vectors": list(self.vectors),
             "left_out": list(self.left_out),
         }
 
@@ -74,10 +80,11 @@ def blend(
     2212.04089); soup takes their mean, weights brought to a sum of 1 (Wortsman et al., 2022, arXiv
     2203.05482); ties, dare, dare_ties and knots as in `methods`.
     weights: 1 each without them. rank, energy: see `compress`; without both, sum and soup keep
-    everything and the others keep the largest member's rank. density: the share of entries that
-    is kept by the methods that trim or drop. seed: where DARE's drops start, each member's at an
-    address of its own content, so that order does not matter. base: the base's weights by layer,
-    for kinds other than plain LoRA.
+    everything and the others keep the largest member's rank. Norms and biases, which are vectors,
+    come out as whole differences: by the same formulas, of one row. density: the share of entries
+    that is kept by the methods that trim or drop. seed: where DARE's drops start, each member's at
+    an address of its own content, so that order does not matter. base: the base's weights by
+    layer, for kinds other than plain LoRA.
 
     Raises: AdapterError when members do not fit one another, RequestError for numbers that make no
     sense, NotFinite when an update holds NaN.
@@ -116,7 +123,7 @@ def resize(
     energy: float | None = None,
     base: Mapping[str, Tensor] | None = None,
 ) -> Blended:
-    """The same adapter, of any kind, as a LoRA of another size.
+    """The same adapter, of any kind, as a LoRA of another size; norms and biases stay as they are.
 
     Raises: RequestError when neither is given or one makes no sense; else as `blend`.
     """
@@ -134,16 +141,20 @@ def sized(
     energy: float | None,
     floors: Mapping[str, float] | None = None,
 ) -> Blended:
-    """Products by layer, each at the rank that is asked for; one at a time is in memory.
+    """Products by layer, each at the rank that is asked for, vectors whole; one at a time is in
+    memory.
 
     Raises: AdapterError when no layer has that rank to give.
     """
     layers, kept, most = dict[str, Update](), dict[str, Kept](), 0
     for name, product in products:
+        if product.of_vector:
+            layers[name], kept[name] = kept_whole(product)
+            continue
         most = max(most, product.most)
         floor = (floors or {}).get(name, 0.0)
         layers[name], kept[name] = compress(product, rank=rank, energy=energy, floor=floor)
-    if layers and rank is not None and rank > most:
+    if most and rank is not None and rank > most:
         raise AdapterError(
             f"rank {rank} is above what is there: {most} at most in any layer; ask for {most} or "
             "less, or leave the rank out to keep everything"
@@ -212,13 +223,14 @@ def _check_members(members: Sequence[Adapter], layers: Sequence[dict[str, Update
             f"adapters of different families ({', '.join(families)}, in their order) have no "
             "layers in common; blend adapters of one base"
         )
-    shapes: dict[str, tuple[int | None, int]] = {}
+    shapes: dict[str, tuple[int | None, ...]] = {}
     odd = []
     for i, own in enumerate(layers, 1):
         for name, update in own.items():
-            before = shapes.setdefault(name, update.size)
-            if None not in (*before, *update.size) and before != update.size:
-                odd.append(f"{name}: {update.size} in adapter {i}, {before} before")
+            size = update.size[:1] if update.of_vector else update.size
+            before = shapes.setdefault(name, size)
+            if None not in (*before, *size) and before != size:
+                odd.append(f"{name}: {size} in adapter {i}, {before} before")
     if odd:
         more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
         raise AdapterError(

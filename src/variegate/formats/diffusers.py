@@ -19,11 +19,13 @@ from variegate.adapter import Adapter, LayerUpdate
 from variegate.adapter.updates import DoraUpdate
 from variegate.errors import AdapterError
 from variegate.formats.factors import Factors
-from variegate.formats.names import canonical, module_path
+from variegate.formats.names import PROJECTION, canonical, module_path
 
 HEADER = "lora_adapter_metadata"
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 HELD = ("lora", "dora")
+# PEFT's first weights that leave the base as it is, so that a file's product is the update.
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def tensors(adapter: Adapter) -> dict[str, Tensor]:
@@ -80,9 +82,12 @@ def part_settings(adapter: Adapter, part: str) -> dict[str, Any]:
 
 
 def _own_path(layer: str, family: str) -> str:
-    """Where the layer is in its own model: text encoders with a projection have an inner one."""
+    """Where the layer is in its own model: text encoders with a projection have an inner one
+    beside it."""
     projected = ("text_encoder_2.", "text_encoder.") if family == "sd3" else ("text_encoder_2.",)
-    return f"text_model.{module_path(layer)}" if layer.startswith(projected) else module_path(layer)
+    path = module_path(layer)
+    is_inner = layer.startswith(projected) and not path.startswith(PROJECTION)
+    return f"text_model.{path}" if is_inner else path
 
 
 def alphas_of_header(text: str, found: Factors) -> dict[str, float]:
@@ -102,12 +107,26 @@ def alphas_of_header(text: str, found: Factors) -> dict[str, float]:
 
 def alphas_of_settings(settings: dict[str, Any], found: Factors, part: str) -> dict[str, float]:
     """Each layer's alpha by PEFT's settings for one model; rsLoRA's scale alpha / sqrt(r) is
-    turned into ours, alpha / r."""
+    turned into ours, alpha / r.
+
+    Raises: AdapterError when the settings are not a LoRA's, say what cannot be honoured, or tell of
+    a start that changed the base.
+    """
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
         raise AdapterError(
             f"the settings beside the file say peft_type {kind!r:.40}; expected LORA: of PEFT's "
             "kinds, LoRA and DoRA are read"
+        )
+    start = settings.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in PLAIN_STARTS:
+        raise AdapterError(
+            f"PEFT's settings say init_lora_weights {start!r:.40}; expected true, false or one of "
+            f"{', '.join(name for name in PLAIN_STARTS if isinstance(name, str))}: PiSSA, OLoRA, "
+            "CorDA, LoftQ and LoRA-GA change the base before they train, and what is stored is not "
+            "what they add to the base as it was; save it from PEFT as a plain LoRA "
+            "(save_pretrained with path_initial_model_for_weight_conversion, the folder of the "
+            "adapter as it was before training)"
         )
     pattern = settings.get("alpha_pattern") or {}
     whole = settings.get("lora_alpha")

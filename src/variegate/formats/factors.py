@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ WHOLE_NUMBERS = ("sparse_indices", "sparse_shape")
 # Factors that have a row for every output: what is cut where one matrix holds several layers.
 ROWS = ("up", "magnitude", "magnitude_rows", "hada_w1_a", "hada_w2_a", "diff")
 SHARED = ("down", "alpha", "hada_w1_b", "hada_w2_b")
-MAX_NUMBERS = 1 << 28  # in one folded factor
+MAX_NUMBERS = 1 << 28  # in one folded factor, or one half of a LoKr
 
 
 class Unfit(ValueError):
@@ -260,8 +260,12 @@ def _lokr(slots: dict[str, Tensor], alpha: float | None) -> Update:
             or given[f"{half}_a"].shape[1] != given[f"{half}_b"].shape[0]
         ):
             raise Unfit(f"{_told(given)}; the two of {half} do not fit")
-    rank = LokrUpdate(1.0, **given).rank
-    return LokrUpdate(float(rank or 1) if alpha is None else alpha, **given)
+    update = LokrUpdate(1.0, **given)
+    if (numbers := max(map(math.prod, update.half_sizes))) > MAX_NUMBERS:
+        raise Unfit(
+            f"{_told(given)}; a half of it is {numbers} numbers; expected at most {MAX_NUMBERS}"
+        )
+    return replace(update, alpha=float(update.rank or 1) if alpha is None else alpha)
 
 
 def _oft(slots: dict[str, Tensor], alpha: float | None) -> Update:
@@ -333,6 +337,8 @@ def _decomposed(update: Update, magnitude: Tensor, *, rows: bool) -> Update:
     PEFT's are of rows, whatever their shape; LyCORIS's of rows `[out, 1...]` or, as of old, of
     columns `[1, in...]`.
     """
+    if update.of_vector:
+        raise Unfit("magnitudes beside the difference of a vector, which has no rows to measure")
     out, inputs = update.size
     lengths, shape = magnitude.numel(), tuple(magnitude.shape)
     if rows or (shape and shape[0] == out):

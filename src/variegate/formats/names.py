@@ -75,7 +75,8 @@ TRANSFORMER_HEADS = (
     *("transformer_blocks.", "pos_embed.", "context_embedder", "time_text_embed.", "norm_out."),
     "proj_out",
 )
-TEXT_HEADS = ("text_model.", "encoder.layers.", "final_layer_norm", "text_projection")
+PROJECTION = "text_projection"
+TEXT_HEADS = ("text_model.", "encoder.layers.", "final_layer_norm", PROJECTION)
 
 # The suffix -> the factor's slot. `down`, `up`, `mid`, `alpha` and `magnitude` are of a LoRA and a
 # DoRA; the other slots have LyCORIS's names, or ours where the field has none.
@@ -229,11 +230,13 @@ def _placed(path: str, part: str) -> Place | None:
 
 
 def canonical(layer: str) -> str:
-    """A layer's one name, wherever the text encoder's path came from."""
+    """A layer's one name, wherever the text encoder's path came from; its projection stands
+    beside `text_model`."""
     part, _, path = layer.partition(".")
-    if part in ("text_encoder", "text_encoder_2") and not path.startswith("text_projection"):
-        return f"{part}.text_model.{path.removeprefix('text_model.')}"
-    return layer
+    if part not in ("text_encoder", "text_encoder_2"):
+        return layer
+    path = path.removeprefix("text_model.")
+    return f"{part}.{path}" if path.startswith(PROJECTION) else f"{part}.text_model.{path}"
 
 
 def module_path(layer: str) -> str:

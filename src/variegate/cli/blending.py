@@ -330,4 +330,6 @@ def _size_text(file: Path, made: Blended) -> str:
         lines.append(
             f"{len(made.partial)} layers are not in every member, which counted as no change there"
         )
+    if made.vectors:
+        lines.append(f"{len(made.vectors)} norms or biases stay whole, which no LoRA can hold")
     return "\n".join(lines)

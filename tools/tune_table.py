@@ -327,7 +327,9 @@ def _true(line: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def page_part(cases: Sequence[tuple[str, Mapping[str, Sequence[Mapping[str, Any]]]]]) -> str:
+    """Of the cases whose arms are all there."""
     told = [HEAD.format(trials=TRIALS, scouts=SCOUTS, field=", ".join(FIELD[:-1])).rstrip(), ""]
+    cases = [(name, arms) for name, arms in cases if len(arms) == len(ARMS)]
     if len(cases) < (whole := len(AILMENTS) * SEEDS):
         told += [
             f"**{len(cases)} of {whole} cases are done so far**: an example, and no proof.",

@@ -165,6 +165,38 @@ def test_a_knob_that_only_went_along_with_another_gets_no_credit() -> None:
     assert not share["strategies.flip"].shown
 
 
+def test_a_switch_keeps_its_credit_when_what_is_set_of_it_is_varied_too() -> None:
+    weight = Knob("strategies.flip.p", (), 0.25, 4.0, log=True)
+    rng = np.random.default_rng(5)
+    asked = trials(40)
+    y = [0.4 * (t["strategies.flip"] == "on") + rng.normal(0, 0.02) for t in asked]
+    for trial in asked:
+        if trial["strategies.flip"] == "on":
+            trial["strategies.flip.p"] = float(np.exp(rng.uniform(np.log(0.25), np.log(4))))
+    found = effects((*KNOBS, weight), asked, {"variety": y})
+    assert not isinstance(found, str)
+    share = {e.knob: e for e in found}
+    assert share["strategies.flip"].share > 0.8
+    assert share["strategies.flip"].shown
+    assert not share["strategies.flip.p"].shown
+
+
+def test_what_is_set_of_a_switch_has_the_credit_for_its_own_part() -> None:
+    weight = Knob("strategies.flip.p", (), 0.25, 4.0, log=True)
+    rng = np.random.default_rng(5)
+    asked, y = trials(60), list[float]()
+    for trial in asked:
+        p = float(np.exp(rng.uniform(np.log(0.25), np.log(4))))
+        if trial["strategies.flip"] == "on":
+            trial["strategies.flip.p"] = p
+        y.append(math.log(p) * (trial["strategies.flip"] == "on") + rng.normal(0, 0.05))
+    found = effects((*KNOBS, weight), asked, {"variety": y})
+    assert not isinstance(found, str)
+    share = {e.knob: e for e in found}
+    assert share["strategies.flip.p"].share > 0.8
+    assert share["strategies.flip.p"].towards == "high"
+
+
 # --- scouting -----------------------------------------------------------------------------------
 
 

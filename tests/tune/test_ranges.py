@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -111,12 +112,12 @@ def test_what_a_kind_of_adapter_does_not_know_is_not_varied_in_it() -> None:
 
 
 def test_the_scale_stays_what_was_asked_whatever_the_rank() -> None:
-    found = space("adapter.rank=4,32", f"{SCALE}=0.5,2")
+    found = space("adapter.rank=4,16,32", f"{SCALE}=0.5,1,2")
     for rank in (4, 32):
         made = found.recipe({"adapter.rank": rank, SCALE: 0.5}, PLAIN)
         assert made.adapter.alpha / made.adapter.rank == 0.5
     assert found.notes(PLAIN) == []
-    (note,) = space("adapter.rank=4,32").notes(PLAIN)
+    (note,) = space("adapter.rank=4,16,32").notes(PLAIN)
     assert "from 4 to 0.5" in note
 
 
@@ -125,6 +126,36 @@ def test_the_recipe_s_own_values_are_found_where_the_ranges_have_them() -> None:
         "adapter.rank=4,16", "optimizer.lr=1e-3..1e-2", "strategies.flip=on,off", f"{SCALE}=1,2"
     )
     assert found.own(PLAIN) == {"adapter.rank": 16, "strategies.flip": "on", SCALE: 1.0}
+
+
+def test_entries_of_the_recipe_that_lie_outside_their_range_are_told() -> None:
+    shipped = recipes.read("pocket")
+    found = read_space(with_preset("pocket", []), shipped)
+    (note,) = found.notes(shipped)
+    assert "optimizer.lr is 0.008, and its range is 0.0002..0.004:log" in note
+    assert "optimizer.steps is 700, and its range is 120..480" in note
+    assert "adapter.rank" not in note
+    assert found.notes(PLAIN) == []
+    (unset,) = space("strategies.stay_near.weight=1..4").notes(PLAIN)
+    assert "strategies.stay_near.weight is not set" in unset
+
+
+@given(seed=some.integers(0, 2**32))
+def test_every_combination_that_means_something_is_listed_once(seed: int) -> None:
+    found = space(
+        "strategies.stay_near=on,off", "strategies.stay_near.weight=1,2", "optimizer.steps=10..13"
+    )
+    listed = list(found.combinations(PLAIN, np.random.default_rng(seed)))
+    assert found.finite
+    assert len({tuple(sorted(values.items())) for values in listed}) == len(listed) == 12
+    for values in listed:
+        on = values["strategies.stay_near"] == "on"
+        assert ("strategies.stay_near.weight" in values) == on
+        assert values["optimizer.steps"] in range(10, 14)
+
+
+def test_a_range_of_fractions_has_no_end_of_combinations() -> None:
+    assert not space("adapter.rank=4,16", "optimizer.lr=1e-4..1e-3").finite
 
 
 @given(

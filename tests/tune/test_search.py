@@ -48,7 +48,7 @@ class _Here(Executor):
 
 def found(images: Path, out: Path, *, apart: bool = False, **more: Any) -> dict[str, Any]:
     """What a search comes to; apart: its trials are done in a process of their own."""
-    how = {k: more.pop(k) for k in ("minutes", "patience", "storage") if k in more}
+    how = {k: more.pop(k) for k in ("minutes", "patience", "storage", "jobs") if k in more}
     with pytest.MonkeyPatch.context() as patch:
         if not apart:
             patch.setattr(room, "workers", lambda on, jobs: nullcontext(_Here()))
@@ -239,6 +239,51 @@ def test_settings_that_do_not_work_are_told_and_not_asked_again(
     assert document["left"] == 0
     assert any("no more settings" in note for note in document["notes"])
     assert begun(tmp_path / "s")["trial 0"] == 1
+
+
+def test_where_scouts_run_out_of_settings_these_are_measured(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_REPEATS", 4)
+    out = tmp_path / "s"
+    document = found(images, out, trials=24, scouts=8, ranges=["adapter.rank=4,8,16"])
+    assert document["trials"]["measured"] == 3
+    assert document["recommended"] is not None
+    assert document["left"] == 0
+    assert room.EXHAUSTED in document["notes"]
+    assert sum(n.startswith("scout") for n in begun(out)) == 3
+
+
+def test_all_of_a_grid_is_tried_before_it_counts_as_exhausted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_REPEATS", 1)
+    ranges = ["adapter.rank=2,4,8,16,32", "strategies.stay_near=on,off"]
+    document = found(images, tmp_path / "s", trials=10, ranges=ranges)
+    assert len(set(asked(document))) == document["trials"]["measured"] == 10
+    assert room.EXHAUSTED not in document["notes"]
+
+
+def test_what_is_being_tried_is_not_tried_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_REPEATS", 4)
+    ranges = ["adapter.rank=4,16", "strategies.stay_near=on,off"]
+    document = found(images, tmp_path / "s", trials=6, jobs=4, ranges=ranges)
+    assert len(set(asked(document))) == document["trials"]["measured"] == 4
+    assert (document["left"], room.EXHAUSTED in document["notes"]) == (0, True)
+    assert sum(n.startswith("trial") for n in begun(tmp_path / "s")) == 4
+
+
+def test_a_range_that_gives_nothing_new_is_told_as_what_it_is(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MOST_REPEATS", 3)
+    ranges = ["optimizer.lr=1e-3..1.0001e-3"]  # to four digits: one value
+    document = found(images, tmp_path / "s", trials=4, ranges=ranges)
+    assert document["trials"]["measured"] == 1
+    assert room.CIRCLING in document["notes"]
+    assert room.EXHAUSTED not in document["notes"]
 
 
 def test_where_no_trial_keeps_to_the_limits_nothing_is_recommended(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import re
 import threading
 import time
@@ -161,28 +160,60 @@ class Book:
         """The next trial of a stage: one that was given back or lost by another, else a new one."""
         study, space = self._studies[stage], self._space
         self.reclaim()
-        study.sampler = self._sampler(stage)
+        known = self._trials(stage)
+        study.sampler = self._sampler(stage, known)
         with _calm():
             trial = study.ask()
+            asked = Asked(stage, trial.number, {}, trial)
+            self._held[stage, trial.number] = asked  # from now on it is given back, come what may
             self._storage.record_heartbeat(trial._trial_id)
-            values = dict[str, Value]()
+            if trial.number > len(known):  # others asked in the same moment
+                study.sampler = self._sampler(stage, known, after=trial.number - len(known))
             for knob in space.knobs:
-                if space.asked_of(values, knob, self._recipe):
-                    values[knob.key] = self._suggest(trial, knob)
-            trial.set_user_attr(VALUES, values)
-        asked = Asked(stage, trial.number, values, trial)
-        self._held[stage, trial.number] = asked
+                if space.asked_of(asked.values, knob, self._recipe):
+                    asked.values[knob.key] = self._suggest(trial, knob)
+            trial.set_user_attr(VALUES, asked.values)
         return asked
 
-    def queue(self, stage: Stage, values: Mapping[str, Value]) -> None:
+    def is_elsewhere(self, asked: Asked) -> bool:
+        """Whether a trial of its stage that was begun before has the same values and has not ended
+        yet."""
+        return any(
+            t.state.name == "RUNNING"
+            and t.number < asked.number
+            and t.user_attrs.get(VALUES) == asked.values
+            for t in self._trials(asked.stage)
+        )
+
+    def queue(self, stage: Stage, values: Mapping[str, Value], *, anew: bool = False) -> None:
         """Have some values tried next, unless they wait or were tried already; those that are not
-        named are suggested."""
+        named are suggested. anew: in any case."""
         knobs = {knob.key: knob for knob in self._space.knobs}
         with _calm():
             self._studies[stage].enqueue_trial(
                 {key: _to_study(knobs[key], value) for key, value in values.items()},
-                skip_if_exists=True,
+                skip_if_exists=not anew,
             )
+
+    def queue_untried(self, stage: Stage) -> bool:
+        """Have a combination tried next that no trial of either stage has, drawn at an address of
+        its own; False when there is none left, or when they are not finite.
+
+        Does nothing while others wait in the stage.
+        """
+        if self.counts(stage)["waiting"]:
+            return True
+        if not self._space.finite:
+            return False
+        trials = [*self._trials("scout"), *self._trials("trial")]
+        tried = [values for t in trials if (values := t.user_attrs.get(VALUES))]
+        rng = seeds.numpy_at(self._seed, "tune", stage, "untried", len(tried))
+        every = self._space.combinations(self._recipe, rng)
+        left = next((values for values in every if values not in tried), None)
+        if left is None:
+            return False
+        self.queue(stage, left, anew=True)  # a trial that was dropped may have had the same
+        return True
 
     def give_back(self, asked: Asked) -> None:
         """Let a trial be taken up by whoever asks next, this process among them."""
@@ -195,18 +226,44 @@ class Book:
             if trial.state == states.FAIL:
                 storages.RetryHeartbeatStaleTrialCallback()(study, _unretried(trial))
 
-    def drop(self, asked: Asked) -> None:
-        """Let go of a trial that is one too many."""
+    def drop(self, asked: Asked, *, repeats: bool = False) -> None:
+        """Let go of a trial as though it had not been asked for: one too many, or one that repeats
+        what is being tried."""
         self._held.pop((asked.stage, asked.number), None)
-        with _calm():
-            states = self._optuna.trial.TrialState
+        states = self._optuna.trial.TrialState
+        with _calm(), contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
+            asked.trial.set_user_attr(VALUES, None)
+            if repeats:
+                asked.trial.set_user_attr(REPEATED, True)
             self._studies[asked.stage].tell(asked.number, state=states.FAIL, skip_if_finished=True)
 
     def reclaim(self) -> None:
         """Take the trials of processes that fell silent from them; each is tried once more."""
         with _calm():
             for study in self._studies.values():
+                self._lease(study)
                 self._optuna.storages.fail_stale_trials(study)
+
+    def _lease(self, study: Any) -> None:
+        """Begin the lease of running trials that have none: Optuna never calls a trial stale that
+        had no heartbeat, as one has whose process was killed just when it was handed out."""
+        from sqlalchemy import column, select, table
+        from sqlalchemy.exc import SQLAlchemyError
+
+        running = self._optuna.trial.TrialState.RUNNING
+        begun = [t._trial_id for t in study.get_trials(deepcopy=False, states=(running,))]
+        if not begun:
+            return
+        of = column("trial_id")
+        leased = select(of).select_from(table("trial_heartbeats")).where(of.in_(begun))
+        try:
+            with self._storage.engine.connect() as connection:
+                known = set(connection.scalars(leased))
+        except SQLAlchemyError as error:  # as Optuna tells it of its own questions
+            raise self._optuna.exceptions.StorageInternalError(str(error)) from error
+        for trial_id in begun:
+            if trial_id not in known:
+                self._storage.record_heartbeat(trial_id)
 
     # --- what came of them ----------------------------------------------------------------------
 
@@ -298,10 +355,15 @@ class Book:
 
     # --- suggestions ----------------------------------------------------------------------------
 
-    def _sampler(self, stage: Stage) -> Any:
+    def _sampler(self, stage: Stage, known: Sequence[Any], *, after: int = 0) -> Any:
         """Tree-structured Parzen estimators (Bergstra et al. 2011; of several objectives Ozaki et
-        al. 2022), begun anew for each trial at an address of its own."""
-        before = sum(t.state.name != "FAIL" for t in self._trials(stage))
+        al. 2022), begun anew for each trial at an address of its own: how many there were before.
+
+        known: the trials of the stage. after: trials more that others began meanwhile.
+        """
+        before = after + sum(
+            t.state.name != "FAIL" or bool(t.user_attrs.get(REPEATED)) for t in known
+        )
         seed = seeds.number(self._seed, "tune", stage, before) % 2**32
         return self._optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
 
@@ -338,14 +400,6 @@ def hidden(url: str) -> str:
     'postgresql://me:***@host/db'
     """
     return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", url)
-
-
-def space_left(space: Space) -> float:
-    """How many different trials there are; infinite where a knob has a range of numbers."""
-    return math.prod(
-        len(k.choices) if k.choices else k.high - k.low + 1 if k.whole else math.inf
-        for k in space.knobs
-    )
 
 
 def _optuna() -> Any:

@@ -22,7 +22,6 @@ from variegate.tune.ranges import Knob, Value, spell
 DRAWS = 999
 SURE = 0.05  # of p, after Holm's correction over all knobs and objectives
 LEAST_SPARE = 4  # trials more than the model has columns, below which nothing is told
-ABSENT = "not varied there"
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,11 @@ def _unexplained(x: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def _columns(knob: Knob, trials: Sequence[Mapping[str, Value]]) -> NDArray[Any]:
-    """A knob as columns: rank and its square, or one for each choice but the first; and one for the
-    trials in which it had no meaning."""
+    """A knob as columns: rank and its square, or one for each choice but the first.
+
+    Each is nought where the knob had no meaning, and nought on average where it had one: that it
+    had none was another knob's doing, whose columns tell so, and whose credit it would be.
+    """
     values = [trial.get(knob.key) for trial in trials]
     absent = np.array([value is None for value in values])
     known = [value for value in values if value is not None]
@@ -118,17 +120,14 @@ def _columns(knob: Knob, trials: Sequence[Mapping[str, Value]]) -> NDArray[Any]:
         levels = sorted({float(value) for value in known})
         places = {v: 2 * i / max(1, len(levels) - 1) - 1 for i, v in enumerate(levels)}
         at = np.array([0.0 if v is None else places[float(v)] for v in values])
-        bend = np.where(absent, 0.0, at**2)
-        columns = [at, bend] if len(levels) > 2 else [at]
+        columns = [at, at**2] if len(levels) > 2 else [at]
     else:
         others = list(dict.fromkeys(map(spell, known)))[1:]
         columns = [
             np.array([float(v is not None and spell(v) == c) for v in values]) for c in others
         ]
-    if absent.any() and not absent.all():
-        columns.append(absent.astype(float))
     # What never changed explains nothing.
-    told = [c for c in columns if c.std() > 0]
+    told = [np.where(absent, 0.0, c - c[~absent].mean()) for c in columns if np.ptp(c[~absent]) > 0]
     return np.stack(told, 1) if told else np.zeros((len(trials), 0))
 
 

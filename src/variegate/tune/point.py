@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -227,20 +228,24 @@ def search_plan(
 def fresh_plan(
     recipe: Recipe, look: Look, pictures: ImageSet, *, pocket: bool
 ) -> tuple[PlannedPrompt, ...]:
-    """Prompts that the search's plan of that size has not asked, at other seeds; captions are the
-    pictures' own and stay."""
+    """Prompts that the search's plan of that size has not asked, at other seeds.
+
+    Captions are the pictures' own and stay; a group in which too few are left unasked is filled up
+    with some that were asked, at the other seeds.
+    """
     seen = {line.adapter_prompt for line in search_plan(recipe, look, pictures, pocket=pocket)}
     every = _plan(recipe, "thorough", pictures, FRESH_SEED, pocket=pocket)
     wanted = _plan(recipe, "standard", pictures, FRESH_SEED, pocket=pocket)
-    kept, counts = list[PlannedPrompt](), dict.fromkeys((line.group for line in wanted), 0)
-    sizes = {g: sum(line.group == g for line in wanted) for g in counts}
+    sizes = Counter(line.group for line in wanted)
     seeds = {line.group: len(line.seeds) for line in wanted}
-    for i, line in enumerate(every):
-        new = line.group == "caption" or line.adapter_prompt not in seen
-        if new and counts.get(line.group, 0) < sizes.get(line.group, 0):
-            counts[line.group] += 1
-            first = FRESH_SEED + 8 * i
-            kept.append(line._replace(seeds=tuple(range(first, first + seeds[line.group]))))
+    kept = list[PlannedPrompt]()
+    for group, size in sizes.items():
+        lines = [(8 * i, line) for i, line in enumerate(every) if line.group == group]
+        if group != "caption":
+            lines.sort(key=lambda at: at[1].adapter_prompt in seen)  # those unasked first
+        for place, line in lines[:size]:
+            first = FRESH_SEED + place
+            kept.append(line._replace(seeds=tuple(range(first, first + seeds[group]))))
     return tuple(kept)
 
 

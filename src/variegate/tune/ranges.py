@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import islice, product
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from variegate.errors import RecipeError, RequestError
 from variegate.recipe import ADAPTER_KINDS, OptimizerPlan, Recipe
 from variegate.recipe.whole import field_at
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
 
 Value = bool | int | float | str
 SCALE = "adapter.alpha/rank"
@@ -59,6 +62,19 @@ class Knob:
             return self.choices
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
 
+    @property
+    def values(self) -> Sequence[Value]:
+        """All that it may take, in order; none are listed of a range of fractions."""
+        if self.choices or not self.whole:
+            return self.choices
+        return range(int(self.low), int(self.high) + 1)
+
+    def has(self, value: Any) -> bool:
+        """Whether it may take a value."""
+        if self.choices:
+            return value in self.choices
+        return _is_number(value) and self.low <= float(value) <= self.high
+
     def told(self) -> str:
         """As it is written on the command line."""
         if self.choices:
@@ -86,6 +102,30 @@ class Space:
                 return entry in kinds[str(kind)].model_fields
         return True
 
+    @property
+    def finite(self) -> bool:
+        """Whether all combinations can be listed: no knob is a range of fractions."""
+        return all(knob.values for knob in self.knobs)
+
+    def combinations(self, recipe: Recipe, rng: Generator) -> Iterator[dict[str, Value]]:
+        """Every combination of a finite space that means something, once each; where it begins and
+        goes on is drawn by chance."""
+
+        def walk(decided: dict[str, Value], knobs: Sequence[Knob]) -> Iterator[dict[str, Value]]:
+            if not knobs:
+                yield decided
+                return
+            knob, *rest = knobs
+            if not self.asked_of(decided, knob, recipe):
+                yield from walk(decided, rest)
+                return
+            first = int(rng.integers(len(knob.values)))
+            for i in range(len(knob.values)):
+                value = knob.values[(first + i) % len(knob.values)]
+                yield from walk({**decided, knob.key: value}, rest)
+
+        return walk({}, self.knobs)
+
     def settings(self, values: Mapping[str, Value], recipe: Recipe) -> tuple[str, ...]:
         """`key.sub=value` for a recipe, in an order in which they can be laid on it."""
         told = [f"{k}={spell(v)}" for k, v in values.items() if k != SCALE]
@@ -104,20 +144,40 @@ class Space:
 
     def own(self, recipe: Recipe) -> dict[str, Value]:
         """The recipe's own values, as far as they lie in the ranges."""
-        tables, found = recipe.model_dump(mode="json"), dict[str, Value]()
+        return self._split(recipe)[0]
+
+    def _split(self, recipe: Recipe) -> tuple[dict[str, Value], dict[str, Any]]:
+        """The recipe's own values inside the ranges, and those outside; None: it sets none."""
+        tables = recipe.model_dump(mode="json")
+        inside, outside = dict[str, Value](), dict[str, Any]()
         for knob in self.knobs:
-            if not self.asked_of(found, knob, recipe):
-                continue
-            value = _value_in(tables, knob.key)
-            inside = value in knob.choices or (
-                not knob.choices and _is_number(value) and knob.low <= float(value) <= knob.high
-            )
-            if inside:
-                found[knob.key] = value
-        return found
+            if self.asked_of(inside, knob, recipe):
+                value = _value_in(tables, knob.key)
+                (inside if knob.has(value) else outside)[knob.key] = value
+        return inside, outside
 
     def notes(self, recipe: Recipe) -> list[str]:
-        """What weakens a claim about what mattered."""
+        """What weakens a claim about the recipe as it is, or about what mattered."""
+        return [*self._outside(recipe), *self._scaled(recipe)]
+
+    def _outside(self, recipe: Recipe) -> list[str]:
+        """That the recipe as it is will not be tried, where ranges leave its values out."""
+        _, outside = self._split(recipe)
+        if not outside:
+            return []
+        parts = [
+            f"{knob.key} is {'not set' if outside[knob.key] is None else spell(outside[knob.key])}"
+            f", and its range is {knob.told().partition('=')[2]}"
+            for knob in self.knobs
+            if knob.key in outside
+        ]
+        return [
+            f"the recipe itself is not tried: {'; '.join(parts)}. The first trial has all else as "
+            "the recipe has it; ranges that hold its values too have it tried"
+        ]
+
+    def _scaled(self, recipe: Recipe) -> list[str]:
+        """That the update's scale goes along with the rank, where only the rank is varied."""
         knobs = {knob.key: knob for knob in self.knobs}
         alpha, rank = getattr(recipe.adapter, "alpha", None), knobs.get("adapter.rank")
         if rank is None or alpha is None or {SCALE, "adapter.alpha"} & knobs.keys():

@@ -39,8 +39,12 @@ VERSION = 1  # raise it when the same search would ask or read otherwise
 ASKED, RESULT, STUDY = "tune.json", "tuning.json", "study.db"
 WAIT = 2.0  # seconds between looks at what other processes do
 CLASS_KEPT = 0.6  # of `class_retention`, below which a trial's class has gone too far
+MOST_REPEATS = 24  # suggestions in a row of what was tried already, before something is done
 EXHAUSTED = "the ranges hold no more settings that were not tried: fewer than were asked"
-MOST_REPEATS = 24  # suggestions of what was tried already, before the search counts as exhausted
+CIRCLING = (
+    f"the last {MOST_REPEATS} suggestions had all been tried already, so fewer settings were tried "
+    "than were asked; wider ranges give others"
+)
 
 
 @dataclass(frozen=True)
@@ -170,9 +174,10 @@ def search(
                 have_done = partial(spread, pool, work, jobs=jobs)
                 fresh = _measure_anew(asked, trials, out, have_done, late, said)
             document = summary(asked, book, trials, fresh, out=out, name=name, command=command)
-            document["left"] = 0 if desk.exhausted else max(0, asked.trials - desk.ended())
+            document["left"] = desk.left()
             if desk.exhausted:
-                document["notes"] = [*document["notes"], EXHAUSTED]
+                why = EXHAUSTED if asked.space.finite else CIRCLING
+                document["notes"] = [*document["notes"], why]
     except (KeyboardInterrupt, Interrupted) as error:
         number = getattr(error, "signal_number", getattr(error, "number", 2))
         raise Interrupted(
@@ -217,7 +222,7 @@ class _Desk:
         self._search, self._book, self._late, self._say = asked, book, late, say
         self._home = str(out / "runs")
         self._out = dict[str, Asked]()
-        self.exhausted = False
+        self._exhausted = set[Stage]()
 
     def begin(self) -> None:
         """The recipe as it is comes first, as far as the ranges have it."""
@@ -229,30 +234,35 @@ class _Desk:
         self._say("tune", self.ended(), self._search.trials, "")
 
     def more(self) -> Piece | None:
-        if self._late() or self.exhausted:
-            return None
-        for _ in range(MOST_REPEATS):
-            stage = self._next_stage()
-            if stage is None:
-                return None
+        repeats = 0  # in a row
+        while not self._late() and (stage := self._next_stage()) is not None:
             asked = self._book.ask(stage)
             if self._book.rank(asked) >= self._most(stage):  # others were quicker
                 self._book.drop(asked)
                 return None
             before = next((k for k in self._book.kept(stage) if k.key == asked.key), None)
-            if before is None:
-                if (piece := self._piece(asked)) is not None:
-                    return piece
+            if before is not None:
+                self._repeat(asked, before)
+            elif self._book.is_elsewhere(asked):
+                self._book.drop(asked, repeats=True)
+            elif (piece := self._piece(asked)) is not None:
+                return piece
+            else:
                 continue
-            self._repeat(asked, before)
-        self.exhausted = True
+            repeats += 1
+            if repeats == MOST_REPEATS:
+                repeats = 0
+                if not self._book.queue_untried(stage):
+                    self._exhausted.add(stage)
         return None
 
     def _next_stage(self) -> Stage | None:
+        """The stage that is to have a trial; none of its own asking once it is exhausted, but what
+        waits in its queue."""
         for stage in ("scout", "trial"):
             counts = self._book.counts(stage)
             begun = counts["running"] + counts["complete"] + counts["pruned"]
-            if begun < self._most(stage):
+            if begun < self._most(stage) and (counts["waiting"] or stage not in self._exhausted):
                 return stage
         return None
 
@@ -339,12 +349,20 @@ class _Desk:
         scouts, trials = self._book.counts("scout"), self._book.counts("trial")
         return min(self._search.trials, scouts["pruned"] + trials["complete"] + trials["pruned"])
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether fewer settings were found than were asked."""
+        return "trial" in self._exhausted and self.ended() < self._search.trials
+
+    def left(self) -> int:
+        """How many settings are still to be tried."""
+        if not self.exhausted:
+            return max(0, self._search.trials - self.ended())
+        counts = [self._book.counts(stage) for stage in ("scout", "trial")]
+        return sum(count["waiting"] + count["running"] for count in counts)
+
     def done(self) -> bool:
         """Whether all that was asked has ended, everywhere."""
-        if self.exhausted and not any(
-            self._book.counts(stage)["running"] for stage in ("scout", "trial")
-        ):
-            return True
         return self._next_stage() is None and not any(
             self._book.counts(stage)["running"] for stage in ("scout", "trial")
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.studio.browsing import Served, browser, open_window, served
+from tests.studio.browsing import PATIENCE, Served, browser, open_window, served
 from tests.studio.house import PHOTOS, House, build
 
 from variegate.run import Run
@@ -109,6 +110,105 @@ def test_a_run_that_somebody_else_began_is_seen_as_it_goes(
     assert window.complaints == []
 
 
+def test_a_folder_is_dropped_with_what_lies_in_its_folders(
+    opened: Any, studio: tuple[Served, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "monsters"
+    for name, caption in (("b/1", "in b"), ("a/1", "in a"), ("a/.hidden", "hidden")):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PHOTOS / "monster_1.jpg", home / f"{name}.jpg")
+        (home / f"{name}.txt").write_text(caption)
+    (home / "Thumbs.db").write_bytes(b"no picture")
+    window = open_window(opened, studio[1])
+    page = window.page
+    page.get_by_test_id("new-set").click()
+    page.wait_for_url(re.compile("/pictures/[0-9a-f]{20}"))
+    box = page.locator(".drop").bounding_box()
+    browser_itself = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser_itself.send(
+            "Input.dispatchDragEvent",
+            {
+                "type": kind,
+                "x": box["x"] + 20,
+                "y": box["y"] + 20,
+                "data": {"items": [], "files": [str(home)], "dragOperationsMask": 1},
+            },
+        )
+    captions = page.locator(".shot textarea")
+    sync.expect(captions).to_have_count(2)
+    assert [captions.nth(n).input_value() for n in range(2)] == ["in a", "in b"]
+    sync.expect(page.locator(".drop-state li")).to_have_count(0)
+    page.get_by_test_id("undo").click()
+    sync.expect(captions).to_have_count(0)
+    assert window.complaints == []
+
+
+def seen_or_not(page: Any, hidden: bool) -> None:
+    """As a browser tells a page that it came into sight or went out of it."""
+    page.evaluate(
+        "away => {"
+        " Object.defineProperty(document, 'hidden', {get: () => away, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
+
+
+def test_runs_that_are_out_of_sight_do_not_keep_the_studio_from_answering(
+    opened: Any, studio: tuple[Served, str], house: House
+) -> None:
+    folder = studio[0].home / "runs" / "live"
+    at = f"/runs/{house.desk.id_of(folder)}"
+    window = open_window(opened, studio[1])
+    for _ in range(6):
+        page = window.page.context.new_page()
+        page.goto(window.address + at)
+        seen_or_not(page, True)
+    window.page.set_default_timeout(PATIENCE * 15_000)
+    window.to("/runs")
+    Run.open(folder).journal("order", step=9, do="ease", reason="While nobody looked.")
+    seen_or_not(page, False)
+    sync.expect(page.locator(".timeline")).to_contain_text("While nobody looked.")
+
+
+def test_that_the_studio_cannot_be_reached_is_said_once_and_taken_back(
+    opened: Any, studio: tuple[Served, str], house: House
+) -> None:
+    window = open_window(opened, studio[1])
+    page = window.page
+    note = page.locator(".toast")
+    for path in ("/runs", f"/runs/{house.ids()['run']}"):
+        window.to(path)
+        page.route("**/*", lambda route: route.abort("connectionrefused"))
+        seen_or_not(page, True)  # a stream that is open is not cut off by this
+        seen_or_not(page, False)
+        sync.expect(note).to_have_text("The studio cannot be reached. Is it still running?")
+        page.wait_for_timeout(5_000)
+        sync.expect(note).to_have_count(1)
+        page.unroute("**/*")
+        sync.expect(note).to_have_count(0, timeout=PATIENCE * 15_000)
+
+
+def test_a_run_that_is_taken_away_is_told_to_who_looks_at_it(
+    opened: Any, studio: tuple[Served, str], house: House
+) -> None:
+    folder = house.run.with_name("gone")
+    shutil.copytree(house.run, folder)
+    window = open_window(opened, studio[1])
+    page = window.page
+    at = f"/runs/{house.desk.id_of(folder)}"
+    window.to(at)
+    with page.expect_request(re.compile("/events$")):
+        seen_or_not(page, True)
+        seen_or_not(page, False)
+    shutil.rmtree(folder)
+    note = page.locator(".toast")
+    sync.expect(note).to_contain_text("its folder was moved or removed")
+    page.wait_for_timeout(4_000)
+    sync.expect(note).to_have_count(1)
+    assert window.complaints == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_fits_a_telephone_and_is_usable(
     scheme: str, opened: Any, studio: tuple[Served, str], house: House
@@ -123,6 +223,40 @@ def test_every_page_fits_a_telephone_and_is_usable(
         name = re.sub(r"[0-9a-f]{20}", "one", path).strip("/").replace("/", "-") or "home"
         window.shot(f"{name}-{scheme}")
     assert window.complaints == []
+
+
+HIDDEN = """() => {
+  const bubble = document.querySelector("details.info[open] .bubble");
+  const { left, top, right, bottom } = bubble.getBoundingClientRect();
+  const corners = [left + 9, right - 9].flatMap((x) => [[x, top + 9], [x, bottom - 9]]);
+  return corners.filter(([x, y]) => !bubble.contains(document.elementFromPoint(x, y)));
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_notes_and_long_names_are_seen_whole(width: int, opened: Any, tmp_path: Path) -> None:
+    house, long = build(tmp_path / "home"), "Untidily" * 9
+    house.set.tell(name=long)
+    house.run.rename(house.run.with_name(long))
+    house.looked()
+    at = house.desk.id_of(house.run.with_name(long))
+    paths = [f"/pictures/{house.ids()['set']}{part}" for part in ("", "/plan", "/map")]
+    paths += [f"/runs/{at}{part}" for part in ("", "/report")]
+    with served(house.desk.home, tmp_path) as studio:
+        window = open_window(opened, studio.start(), viewport={"width": width, "height": 800})
+        for path in (*paths, "/runs", "/pictures"):
+            window.to(path)
+            window.fits()
+            window.shot(f"long{path.replace('/', '-')}-{width}")
+            infos = window.page.locator("details.info")
+            assert path not in paths[:2] or infos.count(), path
+            for number in range(infos.count()):
+                infos.nth(number).locator("summary").click()
+                infos.nth(number).locator(".bubble").scroll_into_view_if_needed()
+                window.page.wait_for_timeout(100)
+                assert window.page.evaluate(HIDDEN) == [], (path, number)
+                window.fits()
+        assert window.complaints == []
 
 
 def test_the_map_is_walked_by_mouse_and_keyboard(
@@ -170,6 +304,11 @@ def test_the_report_is_shown_in_its_box(opened: Any, studio: tuple[Served, str])
     framed = window.page.frame_locator("iframe")
     framed.locator("h1").wait_for()
     assert framed.locator(".page").evaluate("e => getComputedStyle(e).maxWidth") != "none"
+    window.page.get_by_role("button", name="Write the page anew").click()
+    sync.expect(window.page.locator("#report-page .spinner")).to_have_count(1)
+    sync.expect(window.page.locator("#report-page .spinner")).to_have_count(0, timeout=90_000)
+    window.page.locator("iframe").scroll_into_view_if_needed()
+    framed.locator("h1").wait_for()
     assert window.complaints == []
 
 

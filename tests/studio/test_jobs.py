@@ -260,8 +260,13 @@ def test_a_job_that_was_killed_failed_and_what_it_said_last_is_kept(
     assert job.pid
     until(lambda: (queue.folder / job.id / "answer.json").stat().st_size > 0, queue)
     (queue.folder / job.id / "answer.json").write_text("")
+    (queue.folder / job.id / "log.txt").write_text("load base\ntrain  3/400  2.0/s\n")
     psutil.Process(job.pid).kill()
     until(lambda: state(queue, job.id) == "failed", queue)
+    ended = queue.get(job.id)
+    assert ended is not None
+    assert "ended from outside, often by the system for lack of memory" in ended.fault
+    assert ended.fault.endswith("\ntrain  3/400  2.0/s")
 
 
 def test_a_job_that_ends_while_it_is_looked_at_leaves_no_zombie(
@@ -338,6 +343,19 @@ def test_a_learning_run_is_asked_first_and_told_later(
     assert sent == []
     queue.stop(job)
     assert sent == [signal.SIGTERM]
+
+
+def test_a_second_press_asks_for_nothing_more(tmp_path: Path) -> None:
+    queue = Jobs(tmp_path / "jobs")  # not its keeper: nothing is begun
+    for about, words in (("/a/run", ["trial", "x"]), ("", ["recipe"])):
+        job = queue.add(words, title="a job", lane="device", about=about)
+        assert queue.again(job) is None  # it waits
+        queue._write(ended := replace(job, state="stopped", ended=1.0))
+        second = queue.again(ended)
+        assert second is not None
+        assert queue.again(ended) is None
+        queue._write(replace(second, state="failed", ended=2.0))
+        assert queue.again(ended) is not None
 
 
 def test_files_that_are_no_jobs_are_passed_over(queue: Jobs) -> None:

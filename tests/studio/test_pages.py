@@ -21,8 +21,10 @@ from variegate.run import Run
 from variegate.studio import app as room
 from variegate.studio import frame
 from variegate.studio.desk import Desk
+from variegate.studio.jobs import Job
 from variegate.studio.texts import texts
 from variegate.studio.thumbs import thumbnail
+from variegate.studio.views.home import speeds_of
 
 ROOM = Path(frame.__file__).parent
 MOST_FIRST_PAINT = 300_000  # bytes: page, style sheets and scripts, as they travel
@@ -139,6 +141,28 @@ def test_a_screen_whose_verb_is_not_there_is_not_shown(house: House) -> None:
     assert "/pick" not in visitor.get(f"/runs/{ids['run']}/compare").text
 
 
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_look_at_the_machine_that_came_to_nothing_leaves_the_one_before(
+    state: str, house: House
+) -> None:
+    """How it ended is an answer, too, and no report."""
+    jobs, visitor = house.desk.jobs, house.visitor()
+
+    def look(ended: str, answer: dict[str, object]) -> None:
+        job = jobs.add(["doctor"], title="a look", lane="desk", about="doctor")
+        (jobs.folder / job.id / "answer.json").write_text(json.dumps(answer))
+        jobs._write(replace(job, state=ended, ended=time.time(), fault="It was interrupted."))
+
+    look(state, {"error": {"kind": "Terminated", "message": "It was interrupted."}})
+    assert visitor.get("/settings").status == 200
+    checks = [{"check": "PyTorch", "found": "2.9 is there", "state": "ok", "mend": ""}]
+    speed = {"torch": {"speed": {"float32": 100.0}}}
+    look("done", {"fit": True, "device": "cpu", "checks": checks, **speed})
+    look(state, {"error": {"kind": "Terminated", "message": "It was interrupted."}})
+    assert "2.9 is there" in visitor.get("/settings").text
+    assert speeds_of(house.app.state.studio) == {"float32": 100.0}
+
+
 def test_the_report_says_how_sure_each_number_is(shared: House) -> None:
     page = shared.visitor().get(f"/runs/{shared.ids()['run']}/report").text
     numbers = page.count('class="number card"')
@@ -169,6 +193,92 @@ def test_a_run_shows_its_stand_its_dial_and_what_the_guard_did(house: House) -> 
     assert "of 600 steps" in page or "steps" in page
 
 
+def test_what_ended_early_is_told_though_much_went_well_since_and_no_longer_once_it_did(
+    house: House,
+) -> None:
+    jobs, visitor = house.desk.jobs, house.visitor()
+
+    def ended(title: str, state: str, verb: str, about: str) -> None:
+        job = jobs.add([verb, title], title=title, lane="device", about=about)
+        jobs._write(replace(job, state=state, ended=job.made))
+
+    ended("that failed", "failed", "trial", "/x/failed")
+    ended("that failed first", "failed", "trial", "/x/again")
+    ended("that went well then", "done", "trial", "/x/again")
+    for number in range(8):
+        ended(f"cell {number}", "done", "sample", f"/x/{number}")
+    page = visitor.get("/runs/lists").text
+    assert "that failed<" in page
+    assert "that failed first" not in page
+    for number in range(8):
+        ended(f"lost {number}", "failed", "sample", f"/x/{number}")
+    page = visitor.get("/runs/lists").text
+    assert re.findall(r"lost \d(?=</bdi>)", page) == [f"lost {n}" for n in range(7, 1, -1)]
+
+
+def begun(house: House, verb: str, about: Path, state: str = "running") -> Job:
+    """A job as it is written down, without a process."""
+    job = house.desk.jobs.add([verb, "x"], title=verb, lane="device", about=str(about))
+    told = "The disk is full." if state == "failed" else ""
+    job = replace(job, state=state, began=1.0, ended=2.0 if told else None, fault=told)
+    house.desk.jobs._write(job)
+    return job
+
+
+def test_a_run_that_starts_or_is_measured_is_not_called_stopped(house: House) -> None:
+    visitor, at = house.visitor(), f"/runs/{house.ids()['run']}"
+
+    def told() -> tuple[str, str]:
+        house.desk.forget_listing()
+        card = visitor.get("/").text.partition('class="run card"')[2].partition("</article>")[0]
+        states = [
+            re.findall(r'class="state"[^>]*>(?:<span class="dot live"></span>)?\s*([^<]+)<', text)
+            for text in (card, visitor.get(at).text)
+        ]
+        return states[0][0].strip(), states[1][0].strip()
+
+    (house.run / "verdict.json").unlink()
+    assert told() == ("Stopped · step 600 of 600", "Stopped; it can be gone on with")
+    job = begun(house, "trial", house.run)
+    assert told() == ("Starting …", "Starting …")
+    (house.run / "adapter.safetensors").touch()
+    (house.desk.jobs.folder / job.id / "log.txt").write_text("measure  0/1\n")
+    assert told() == ("Drawing and measuring", "Comparing the pictures · 0 of 1")
+
+
+def test_a_page_that_is_being_written_is_asked_for_until_it_is(house: House) -> None:
+    visitor, at = house.visitor(), f"/runs/{house.ids()['run']}/report"
+    polls = f'hx-get="{at}"'
+    assert polls not in visitor.get(at).text
+    assert visitor.post(at).status == 204
+    assert visitor.post(at).status == 204
+    (job,) = house.desk.jobs.of(house.run, "report")
+    page = visitor.get(at).text
+    assert polls in page
+    assert "is being written" in page
+    house.desk.jobs._write(replace(job, state="failed", ended=1.0, fault="The disk is full."))
+    page = visitor.get(at).text
+    assert polls not in page
+    assert "The disk is full." in page
+
+
+def test_a_cell_that_was_stopped_is_not_called_drawing(house: House) -> None:
+    at = f"/runs/{house.ids()['run']}/compare"
+    home = house.desk.home / "compared" / house.ids()["run"]
+    home.mkdir(parents=True)
+    (home / "plan.json").write_text(json.dumps({"prompts": ["a zqx"], "steps": [100, 200]}))
+    states = ("stopped", "failed", "running", "waiting", "done")
+    for number, state in enumerate(states):
+        step, strength = (100, 200)[number // 3], (0.6, 0.8, 1.0)[number % 3]
+        begun(house, "sample", home / f"step-{step:06d}-{strength:g}", state)
+    page = house.visitor().get(f"{at}/grid").text
+    cells = re.findall(r'<td><span class="soft">\s*([^<]+?)\s*</span>', page)
+    assert cells == [
+        *("Stopped; what was done is kept", "It failed", "Drawing …", "Waiting its turn"),
+        *["No pictures yet"] * 2,
+    ]
+
+
 def test_the_stream_sends_each_part_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     from variegate.studio.views import runs
 
@@ -183,6 +293,20 @@ def test_the_stream_sends_each_part_once(house: House, monkeypatch: pytest.Monke
     curves = json.loads(line[1])
     assert set(curves) == {"variety", "likeness", "loss"}
     assert all(len(column) == len(curves["loss"][0]) for column in curves["loss"])
+
+
+def test_the_stream_ends_when_its_run_is_gone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from variegate.studio.views import runs
+
+    there = iter([house.desk.run(house.ids()["run"])] * 2)
+    monkeypatch.setattr(Desk, "run", lambda desk, name: next(there, None))
+    monkeypatch.setattr(runs, "BEAT", 0.01)
+    monkeypatch.setattr(runs, "LASTS", 0.05)
+    answer = house.visitor().get(f"/runs/{house.ids()['run']}/events")
+    names = re.findall(r"^event: (\w+)$", answer.text, re.M)
+    assert (len(names), names[-1]) == (5, "gone")
 
 
 def test_a_vote_is_a_line_of_json_of_points_that_exist(house: House) -> None:

@@ -20,11 +20,13 @@ from variegate import recipes
 from variegate.audit import variety
 from variegate.measure.prompts import SIZES
 from variegate.recipe import Recipe, Strategies
+from variegate.run import Run
 from variegate.studio import costs, planning
 from variegate.studio.planning import CARDS, LEVELS, drawer, forecast, recipe_of, settings_of
 from variegate.studio.texts import texts
 from variegate.studio.views.home import call_doctor
 from variegate.studio.views.tune import RANGES
+from variegate.studio.watching import step_times
 
 BASES = ("pocket", "a/model")
 
@@ -134,6 +136,42 @@ def test_a_start_is_a_line_that_anybody_could_type(house: House) -> None:
     assert recipe.strategies.ema is not None
 
 
+def test_a_second_plan_gets_a_folder_of_its_own_while_the_first_one_waits(house: House) -> None:
+    for steps in ("40", "50"):
+        start(house, **{"set:optimizer.steps": steps})
+    asked = [j for j in house.desk.jobs.all() if j.verb == "trial"]
+    home = house.desk.home / "runs"
+    assert [j.about for j in asked] == [str(home / "monsters"), str(home / "monsters-2")]
+    assert [j.words[j.words.index("--out") + 1] for j in asked] == [j.about for j in asked]
+
+
+def test_a_run_is_gone_on_with_by_its_own_settings_whatever_was_asked_of_its_folder_since(
+    house: House,
+) -> None:
+    jobs = house.desk.jobs
+    start(house, **{"set:optimizer.steps": "40"})
+    (own,) = (j for j in jobs.all() if j.verb == "trial")
+    settings = [b for a, b in pairwise(own.words) if a == "--set"]
+    given = {"images": str(house.set.folder), "trigger": "zqx", "class_noun": "toy"}
+    run = Run.create(Path(own.about), recipe_of(settings, "pocket", **given))
+    other = [w.replace("optimizer.steps=40", "optimizer.steps=50") for w in own.words]
+    foreign = jobs.add(other, title="of another plan", lane="device", about=own.about)
+    jobs._write(replace(own, state="stopped", ended=1.0))
+    jobs._write(replace(foreign, state="failed", ended=2.0))
+    house.desk.forget_listing()
+    at = f"/runs/{house.desk.id_of(run.folder)}/ask"
+
+    def gone_on() -> list[str]:
+        assert house.visitor().post(at, {"do": "go on"}).status == 200
+        (job,) = (j for j in jobs.of(run.folder) if not j.over)
+        jobs.stop(job)
+        return list(job.words)
+
+    assert gone_on() == list(own.words)
+    run.extended(60)  # no words of a plan ask for this any more
+    assert gone_on() == ["train", "--resume", str(run.folder)]
+
+
 def test_a_style_is_learnt_and_not_measured_as_a_subject(house: House) -> None:
     start(house, card="style")
     assert [j.verb for j in house.desk.jobs.all() if j.verb in ("train", "trial")] == ["train"]
@@ -194,6 +232,39 @@ def test_before_the_first_run_it_is_counted_and_called_rough(base: str, tmp_path
     page = house.visitor().get(at).text
     assert page.count("Very rough, between") == 3
     assert "Not known yet" not in page
+
+
+def test_a_run_that_was_stopped_gone_on_with_or_begun_again_does_not_spoil_the_estimate(
+    house: House,
+) -> None:
+    jobs, recipe = house.desk.jobs, recipe_of((), "pocket")
+    times = step_times(house.run)
+    first, last = times[0][1], times[-1][1]
+
+    def worked(state: str, began: float, ended: float, peak: float) -> None:
+        job = jobs.add(["trial", "x"], title="", lane="device", about=str(house.run))
+        facts = {"state": state, "began": began, "ended": ended, "peak": int(peak)}
+        jobs._write(replace(job, **facts))
+
+    def told() -> planning.Estimate:
+        speeds = {"float32": 100.0}
+        return planning.estimate(house.desk, recipe, free=0, pictures=10, speeds=speeds)
+
+    worked("stopped", first - 30, last - 1, 3e9)
+    worked("done", last + 5, last + 65, 2e9)  # went on from its checkpoint, to the verdict
+    now = told()
+    assert now.seconds is not None
+    assert now.memory is not None
+    assert (now.seconds.runs, now.memory.typical) == (0, 3e9)
+    worked("done", first - 30, last + 60, 3e9)
+    worked("failed", last + 100, last + 101, 1e6)
+    now = told()
+    assert now.seconds is not None
+    assert now.memory is not None
+    pace = (last - first) / (len(times) - 1)
+    rest = last + 60 - (first - 30) - pace * times[-1][0]
+    assert now.seconds.typical == pytest.approx(pace * recipe.optimizer.steps + rest)
+    assert (now.seconds.runs, now.memory.typical) == (1, 3e9)
 
 
 def test_an_estimate_grows_with_what_is_asked_and_falls_with_the_machine() -> None:

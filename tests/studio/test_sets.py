@@ -14,10 +14,11 @@ import pytest
 from PIL import Image, ImageOps
 from tests.studio.house import PHOTOS, House, copied
 
+from variegate.audit.captions import count_captions
 from variegate.errors import ImagesError, NoSpace
 from variegate.images import ImageSet
 from variegate.studio import zips
-from variegate.studio.sets import PictureSet, families
+from variegate.studio.sets import PictureSet, families, holds
 from variegate.studio.views.pictures import MOST_PICTURE
 
 HOSTILE = (
@@ -72,7 +73,7 @@ def test_what_was_said_is_what_a_reader_of_the_folder_finds(
 def test_every_change_can_be_taken_back_in_turn(pictures: PictureSet, tmp_path: Path) -> None:
     states = [state(pictures)]
     for name in ("monster_1.jpg", "duck_1.jpg"):
-        pictures.take_in(photo(tmp_path, name), caption=name)
+        pictures.take_in(photo(tmp_path, name), caption=name, drop="both")
     states.append(state(pictures))
     pictures.say({"0001.jpg": "one", "0002.jpg": "two"})
     states.append(state(pictures))
@@ -82,6 +83,49 @@ def test_every_change_can_be_taken_back_in_turn(pictures: PictureSet, tmp_path: 
         assert pictures.undo()
         assert state(pictures) == before
     assert pictures.undo() == ""
+
+
+def test_what_was_dropped_together_is_taken_back_together_and_nothing_else(
+    house: House, tmp_path: Path
+) -> None:
+    visitor, at = house.visitor(), f"/pictures/{house.ids()['set']}"
+    archive = packed(tmp_path / "a.zip", {"a.jpg": PICTURE, "b.jpg": PICTURE}).read_bytes()
+    counts = [house.set.count()]
+    for drop in ({"x_drop": "one"}, {"x_drop": "two"}, {}, {}):
+        for _ in range(2 if drop else 1):
+            assert visitor.post(f"{at}/upload", PICTURE, **drop).status == 200
+        counts.append(house.set.count())
+    assert visitor.post(f"{at}/upload", archive, content_type="application/zip").status == 200
+    for before in reversed(counts):
+        assert visitor.post(f"{at}/undo").status == 200
+        assert house.set.count() == before
+
+
+@pytest.mark.parametrize("trigger", ["zqx", "ZQX", "my zqx", "z-q", "o'zqx", "zq_x", "zqx2"])
+def test_the_trigger_is_found_where_the_audit_finds_it(trigger: str) -> None:
+    for text in (trigger, f"({trigger}), red", f"a {trigger}es", f"{trigger}-like", "my old zqx"):
+        for caption in (text, text.upper(), text.replace(" ", ", ")):
+            facts = count_captions([caption], ["0001"], trigger=trigger)
+            assert holds(caption, trigger) == bool(facts.trigger), (caption, trigger)
+
+
+def test_a_caption_that_holds_the_trigger_however_it_is_written_gets_no_second_one(
+    house: House,
+) -> None:
+    visitor, at = house.visitor(), f"/pictures/{house.ids()['set']}"
+    house.set.say({"0001.jpg": "Zqx, on a shelf", "0002.jpg": "a (zqx)", "0003.jpg": "a zqxes"})
+    assert "1 caption lacks" in visitor.get(f"{at}/findings").text.replace("\n", " ")
+    for _ in range(2):
+        assert visitor.post(f"{at}/captions", {"do": "trigger"}).status == 200
+        told = [s.caption for s in house.set.shots()]
+        assert told == ["Zqx, on a shelf", "a (zqx)", "zqx, a zqxes"]
+    house.set.tell(trigger="ZQX")
+    assert visitor.post(f"{at}/captions", {"do": "trigger"}).status == 200
+    assert [s.caption for s in house.set.shots()] == told
+    house.set.tell(trigger="my zqx")
+    for _ in range(2):
+        assert visitor.post(f"{at}/captions", {"do": "trigger"}).status == 200
+    assert house.set.shots()[0].caption == "my zqx, Zqx, on a shelf"
 
 
 def test_pictures_are_cropped_and_mirrored_with_their_masks_and_put_back(

@@ -45,7 +45,7 @@ class RunPlace:
     folder: Path
     name: str
     changed: float
-    state: str  # "learning", "working", "measured", "learnt", "resting"
+    state: str  # "learning", "working" (about to learn), "measured", "learnt", "resting"
 
 
 class Desk:

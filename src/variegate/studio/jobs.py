@@ -40,6 +40,10 @@ MARK = "VARIEGATE_STUDIO_JOB"  # in the environment of what we start
 MOST_LOG = 64 * 1024  # bytes read of the end of a log
 MOST_ANSWER = 32 * 2**20
 STOPS = ("Interrupted", "KeyboardInterrupt", "Terminated")
+ENDED_FROM_OUTSIDE = (
+    "it gave no answer: it was ended from outside, often by the system for lack of memory; close "
+    "what else is open, or ask for less at a time, and go on with it"
+)
 BORN_WITHIN = 1.0  # seconds between two readings of one process's birth
 
 
@@ -188,10 +192,12 @@ class Jobs:
             process.send_signal(signal.SIGTERM) if job.stops < 2 else process.kill()
 
     def again(self, job: Job) -> Job | None:
-        """Ask for the same once more: verbs that were stopped go on from where they were."""
-        if not job.over:
-            return None
-        return self.add(job.words, title=job.title, lane=job.lane, about=job.about, tag=job.tag)
+        """Ask for the same once more: verbs that were stopped go on from where they were. None
+        where the same is at work or waits already."""
+        with self._lock:
+            if any(_alike(j, job) for j in self.all() if not j.over):
+                return None
+            return self.add(job.words, title=job.title, lane=job.lane, about=job.about, tag=job.tag)
 
     # --- keeping ---------------------------------------------------------------------------
     def keep(self) -> bool:
@@ -309,6 +315,12 @@ class Jobs:
         write_atomically(self.folder / job.id / "job.json", json.dumps(document).encode())
 
 
+def _alike(one: Job, other: Job) -> bool:
+    """Whether two jobs do the same: of one verb about one folder, or by the very same words."""
+    same_place = bool(one.about) and (one.about, one.verb) == (other.about, other.verb)
+    return same_place or one.words == other.words
+
+
 def _meet(one: Job, other: Job) -> bool:
     """Whether two jobs are about one folder, or one about a folder in the other's."""
     if other.lane != "device" or not one.about or not other.about:
@@ -378,13 +390,14 @@ def _marked(name: str) -> psutil.Process | None:
 def _ended(job: Job, answer: dict[str, Any] | None, log: Sequence[str]) -> Job:
     job = replace(job, ended=time.time())
     if answer is None:
-        told = log[-1] if log else "it ended without a word"
-        state: State = "stopped" if job.stops else "failed"
-        return replace(job, state=state, fault="" if job.stops else told[-1000:])
+        if job.stops:
+            return replace(job, state="stopped", fault="")
+        last = f". The last that it told:\n{log[-1][-1000:]}" if log else ". It told nothing."
+        return replace(job, state="failed", fault=ENDED_FROM_OUTSIDE + last)
     error = answer.get("error")
     if not isinstance(error, dict):
         return replace(job, state="done", fault="")
-    state = "stopped" if error.get("kind") in STOPS else "failed"
+    state: State = "stopped" if error.get("kind") in STOPS else "failed"
     return replace(job, state=state, fault=str(error.get("message", ""))[:4000])
 
 

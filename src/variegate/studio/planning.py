@@ -12,18 +12,22 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tomlkit
 from pydantic import BaseModel
 
 from variegate import recipes
+from variegate.errors import RecipeError
 from variegate.plugins import Entry
 from variegate.recipe import ADAPTER_KINDS, Recipe, Strategies
 from variegate.report.page import strategy_words
 from variegate.report.record import RunRecord
 from variegate.studio import costs
 from variegate.studio.desk import Desk
+from variegate.studio.jobs import Job
+from variegate.studio.watching import step_times
 
 CARDS: dict[str, tuple[str, ...]] = {
     # A parting, a mole, a raised hand: people are not the same in the mirror.
@@ -84,6 +88,29 @@ def recipe_of(settings: Sequence[str], base: str, **given: Any) -> Recipe:
     return recipes.read(
         recipes.default_for(base), settings=tuple(settings), base=base or None, **given
     )
+
+
+def asks_for(words: Sequence[str], folder: Path) -> bool:
+    """Whether the words of a plan ask for the very run that lies in a folder, so that the same
+    words go on with it."""
+    verb, pictures, *options = (*words, "", "")
+    if verb not in ("trial", "train") or not pictures or pictures.startswith("--"):
+        return False
+    asked = list(zip(options[::2], options[1::2], strict=False))
+    told = dict(asked)
+    base = told.get("--base", "")
+    if base and base != "pocket" and Path(base).exists():
+        base = str(Path(base).resolve())  # as the command line keeps it
+    try:
+        return Recipe.read(folder / "recipe.toml") == recipe_of(
+            [value for option, value in asked if option == "--set"],
+            base,
+            images=str(Path(pictures).resolve()),
+            trigger=told.get("--trigger"),
+            class_noun=told.get("--class"),
+        )
+    except (RecipeError, OSError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -279,19 +306,22 @@ def estimate(
         record = desk.record(place.folder)
         if not record.recipe or record.recipe.get("base", "pocket") != recipe.base:
             continue
-        if (pace := _pace(place.folder)) is None:
+        times = step_times(place.folder)
+        if (pace := _pace(times)) is None:
             continue
         paces.append(pace)
         sizes.append(float(_size(record)))
-        for job in desk.jobs.of(place.folder, "trial", "train")[:1]:
-            if job.peak:
-                peaks.append(float(job.peak))
-            if job.state == "done" and job.began and job.ended and record.verdict:
-                steps = record.journal.last_step if record.journal else 0
-                after.append(max(0.0, job.ended - job.began - pace * (steps or 0)))
-    rest = statistics.median(after) if after else 0.0
-    times = [pace * recipe.optimizer.steps + rest for pace in paces]
-    known = (_range(times), _range(sizes), _range(peaks))
+        jobs = desk.jobs.of(place.folder, "trial", "train")
+        if peak := max((j.peak for j in jobs), default=0):
+            peaks.append(float(peak))
+        # One that went on from a checkpoint tells only a part of what a run takes.
+        whole = next((j for j in jobs if j.state == "done" and _learnt_all(j, times)), None)
+        if whole is not None and whole.began and whole.ended and record.verdict:
+            after.append(max(0.0, whole.ended - whole.began - pace * times[-1][0]))
+    # Without what loading, drawing and measuring take, the time of the steps is not the run's.
+    rest = statistics.median(after) if after else None
+    whole_times = [p * recipe.optimizer.steps + rest for p in paces] if rest is not None else []
+    known = (_range(whole_times), _range(sizes), _range(peaks))
     if all(known):
         return Estimate(*known, free)
     rough = costs.guess(recipe, speeds, pictures=pictures)
@@ -310,14 +340,17 @@ def _range(values: Sequence[float]) -> Range | None:
     return Range(statistics.median(values), min(values), max(values), len(values))
 
 
-def _pace(folder: Any) -> float | None:
+def _pace(times: Sequence[tuple[int, float]]) -> float | None:
     """Seconds of a step, looks and drawing between them included."""
-    from variegate.studio.watching import step_times
-
-    times = step_times(folder)
     if len(times) < 10:
         return None
     return (times[-1][1] - times[0][1]) / (len(times) - 1)
+
+
+def _learnt_all(job: Job, times: Sequence[tuple[int, float]]) -> bool:
+    """Whether every step of a run was done by this job."""
+    began, ended = job.began or 0.0, job.ended or 0.0
+    return began <= times[0][1] and times[-1][1] <= ended
 
 
 def _size(record: RunRecord) -> int:

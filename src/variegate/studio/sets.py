@@ -38,6 +38,7 @@ CHANGES = ("mirror", "crop", "trim")  # of the pictures themselves
 _changing = threading.RLock()
 T = TypeVar("T")
 Box = tuple[float, float, float, float]
+_WORD = re.compile(r"[^\W_]+(?:['\-][^\W_]+)*")
 _NAME = re.compile(r"(\d{4,})\.[a-z]+")
 
 
@@ -130,9 +131,10 @@ class PictureSet:
         return digest.hexdigest()[:16]
 
     # --- changing -------------------------------------------------------------------------------
-    def take_in(self, file: Path, *, caption: str | None = None) -> Shot:
+    def take_in(self, file: Path, *, caption: str | None = None, drop: str = "") -> Shot:
         """A picture that has arrived, under a name of ours. `file` is used up.
 
+        drop: what it came with; pictures of one drop are taken back together, "" alone.
         Raises: ImagesError when it is no picture that can be used, with what to do.
         """
         try:
@@ -148,7 +150,7 @@ class PictureSet:
                 os.replace(file, self.folder / name)
                 if caption is not None:
                     self._write_caption(name, caption)
-                self._note({"do": "take in", "names": [name]})
+                self._note({"do": "take in", "names": [name], "drop": drop})
         finally:
             file.unlink(missing_ok=True)
         return Shot(name, self.folder / name, caption)
@@ -285,10 +287,9 @@ class PictureSet:
 
     def _note(self, step: dict[str, Any]) -> None:
         steps = self._steps()
-        if steps and step["do"] == steps[-1]["do"] == "take in":
-            steps[-1]["names"] += step["names"]  # pictures that came together go together
-            if len(steps[-1]["names"]) > MOST_PICTURES:
-                steps[-1]["names"] = step["names"]
+        drop = step.get("drop")
+        if drop and steps and steps[-1].get("drop") == drop:
+            steps[-1]["names"] += step["names"]
         else:
             steps.append(step)
         self._keep(steps[-MOST_UNDO:])
@@ -315,6 +316,17 @@ def _changed(file: Path, box: Box, mirrored: bool) -> bytes | None:
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def holds(caption: str, trigger: str) -> bool:
+    """Whether the words of a trigger stand in a caption one after the other, as the audit sees it
+    (`audit.captions`, whose room loads PyTorch).
+
+    >>> holds("a photo of Zqx, outdoors", "zqx"), holds("two zqxes", "zqx")
+    (True, False)
+    """
+    words, wanted = (_WORD.findall(text.lower()) for text in (caption, trigger))
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) + 1))
 
 
 def families(pairs: Iterable[Sequence[Any]]) -> list[list[str]]:

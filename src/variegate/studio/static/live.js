@@ -58,8 +58,36 @@ window.addEventListener("resize", () => {
 });
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
-const source = new EventSource(page.dataset.events);
-for (const name of ["now", "film", "events"])
-  source.addEventListener(name, (e) => renew(document.getElementById(`part-${name}`), e.data));
-source.addEventListener("curves", (e) => { last = JSON.parse(e.data); draw(last); });
-window.addEventListener("pagehide", () => source.close());
+/* --- the stream: a browser has six connections to a place, so only a page in sight keeps one --- */
+const GRACE = 3000;  // milliseconds for the browser to open the next by itself
+let source = null, late = 0, said = "", gone = false;
+function say(text) {  // what stands about the stream, in place of what stood
+  if (said && said !== text) stand(said, false);
+  if (text) stand(text, true);
+  said = text;
+}
+function part() {
+  clearTimeout(late);
+  late = 0;
+  if (source) source.close();
+  source = null;
+}
+function hear() {
+  if (source || gone || document.hidden) return;
+  source = new EventSource(page.dataset.events);
+  for (const name of ["now", "film", "events"])
+    source.addEventListener(name, (e) => renew(document.getElementById(`part-${name}`), e.data));
+  source.addEventListener("curves", (e) => { last = JSON.parse(e.data); draw(last); });
+  source.addEventListener("gone", (e) => { gone = true; part(); say(e.data); });
+  source.addEventListener("open", () => { clearTimeout(late); late = 0; say(""); });
+  source.addEventListener("error", () => { late = late || setTimeout(missed, GRACE); });
+}
+async function missed() {
+  part();
+  const answer = await reach();
+  say(!answer ? told.dataset.lost : answer.ok ? "" : await answer.text());
+  hear();
+}
+document.addEventListener("visibilitychange", () => document.hidden ? part() : hear());
+window.addEventListener("pagehide", part);
+hear();

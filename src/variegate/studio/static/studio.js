@@ -6,18 +6,32 @@ const csrf = document.querySelector('meta[name="csrf"]').content;
 
 /* --- telling ------------------------------------------------------------------------------ */
 const told = document.getElementById("told");
-function tell(text, bad) {
-  const note = document.createElement("p");
-  note.className = bad ? "toast bad" : "toast";
-  note.textContent = text;
-  told.append(note);
-  setTimeout(() => note.remove(), bad ? 12000 : 5000);
+const noted = (text) => [...told.children].find((note) => note.textContent === text);
+function note(text, bad) {
+  const made = document.createElement("p");
+  made.className = bad ? "toast bad" : "toast";
+  made.textContent = text;
+  told.append(made);
+  return made;
 }
+function tell(text, bad) {
+  if (noted(text)) return;
+  const made = note(text, bad);
+  setTimeout(() => made.remove(), bad ? 12000 : 5000);
+}
+function stand(text, holds) {  // there as long as it holds, and once
+  const there = noted(text);
+  if (holds && !there) note(text, true);
+  if (!holds && there) there.remove();
+}
+const reach = () => fetch(location.href, { headers: { "HX-Request": "true" } }).catch(() => null);
 document.addEventListener("htmx:configRequest", (e) => { e.detail.headers["X-CSRF-Token"] = csrf; });
 document.addEventListener("htmx:responseError", (e) => {
   const text = e.detail.xhr.responseText;
   tell(text && text.length < 4000 && !text.startsWith("<") ? text : e.detail.xhr.statusText, true);
 });
+document.addEventListener("htmx:sendError", () => stand(told.dataset.lost, true));
+document.addEventListener("htmx:beforeOnLoad", () => stand(told.dataset.lost, false));
 document.addEventListener("told", (e) => tell(e.detail.value));
 
 /* --- changing in place -------------------------------------------------------------------- */
@@ -36,7 +50,7 @@ function morph(old, now) {
       old.setAttribute(name, value);
   for (const { name } of [...old.attributes])
     if (!now.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS") &&
-        name !== "class") old.removeAttribute(name);
+        name !== "class" && name !== "style") old.removeAttribute(name);
   if (!now.hasAttribute("class") && old.hasAttribute("class")) old.removeAttribute("class");
   morphChildren(old, now);
 }
@@ -50,6 +64,7 @@ function renew(target, html) {
   made.innerHTML = html;
   morphChildren(target, made.content);
   htmx.process(target);
+  placeNotes();
 }
 htmx.defineExtension("morph", {
   isInlineSwap: (style) => style === "morph",
@@ -64,27 +79,36 @@ htmx.defineExtension("morph", {
 
 /* --- files -------------------------------------------------------------------------------- */
 const fill = (text, fields) => text.replace(/\{(\w+)\}/g, (_, name) => fields[name]);
-const stem = (name) => name.replace(/\.[^.]*$/, "");
+const placed = (file) => file.placed || file.name;  // in the folder that was dropped
+const stem = (file) => placed(file).replace(/\.[^./]*$/, "");
+const readable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
 async function send(zone, files) {
   const state = zone.querySelector(".drop-state");
   const captions = new Map();
   for (const file of files)
-    if (/\.txt$/i.test(file.name) && file.size < 16384) captions.set(stem(file.name), await file.text());
+    if (/\.txt$/i.test(file.name) && file.size < 16384 && await readable(file))
+      captions.set(stem(file), await file.text());
   const waiting = files.filter((file) => !/\.txt$/i.test(file.name));
   const total = waiting.length;
-  let done = 0, went = "";
+  const drop = `${Date.now()}-${Math.random()}`;  // what comes together is taken back together
+  let done = 0, went = "", lost = false;
   const refused = [];
   zone.classList.add("busy");
   const say = () => { state.textContent = fill(state.dataset.going, { done: done + refused.length, total }); };
   say();
   for (const file of waiting) {  // one after another: they keep their order
+    if (lost || !(await readable(file))) {
+      refused.push([placed(file), lost ? told.dataset.lost : state.dataset.unreadable]);
+      continue;
+    }
     const headers = {
       "X-CSRF-Token": csrf,
+      "X-Drop": drop,
       "X-File-Name": encodeURIComponent(file.name).slice(0, 600),
       "Content-Type": /\.zip$/i.test(file.name) ? "application/zip" : "application/octet-stream",
     };
-    const caption = captions.get(stem(file.name));
+    const caption = captions.get(stem(file));
     if (caption !== undefined) headers["X-Caption"] = encodeURIComponent(caption.slice(0, 2000));
     try {
       const answer = await fetch(zone.dataset.upload, { method: "POST", body: file, headers });
@@ -94,8 +118,9 @@ async function send(zone, files) {
         went = facts.go || went;
         for (const [name, why] of facts.refused || []) refused.push([name, why]);
       } else refused.push([facts.file || file.name, facts.why]);
-    } catch (error) {
-      refused.push([file.name, state.dataset.lost]);
+    } catch (error) {  // or it was refused before all of it had come
+      lost = !(await reach());
+      refused.push([placed(file), lost ? told.dataset.lost : state.dataset.broken]);
     }
     say();
   }
@@ -126,16 +151,45 @@ document.addEventListener("change", (e) => {
     e.target.value = "";
   }
 });
+function accepted(file, kinds) {
+  return kinds.split(",").some((kind) =>
+    kind.startsWith(".") ? file.name.toLowerCase().endsWith(kind) : file.type === kind);
+}
+async function within(entry, kinds) {  // the files of a folder and of those in it
+  if (entry.name.startsWith(".")) return [];
+  if (entry.isFile) {
+    const file = await new Promise((give) => entry.file(give, () => give(null)));
+    if (!file || !accepted(file, kinds)) return [];
+    file.placed = entry.fullPath.slice(1);
+    return [file];
+  }
+  const reader = entry.createReader(), inside = [], found = [];
+  for (;;) {  // a reader gives a hundred at a time
+    const some = await new Promise((give) => reader.readEntries(give, () => give([])));
+    if (!some.length) break;
+    inside.push(...some);
+  }
+  inside.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  for (const each of inside) found.push(...await within(each, kinds));
+  return found;
+}
+async function dropped(zone, transfer) {
+  const kinds = zone.querySelector(".file").accept;
+  const files = [...transfer.files];  // both are empty once the event is over
+  const entries = [...transfer.items].filter((item) => item.kind === "file")
+    .map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry());
+  const folders = entries.filter((entry) => entry && entry.isDirectory);
+  const plain = files.filter((file, i) => !(entries[i] && entries[i].isDirectory));
+  for (const folder of folders) plain.push(...await within(folder, kinds));
+  send(zone, zone.dataset.multiple === "yes" ? plain : plain.slice(0, 1));
+}
 for (const kind of ["dragover", "dragleave", "drop"])
   document.addEventListener(kind, (e) => {
     const zone = document.querySelector(".drop");
     if (!zone || !e.dataTransfer || ![...e.dataTransfer.types].includes("Files")) return;
     e.preventDefault();
     zone.classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && e.dataTransfer.files.length) {
-      const files = [...e.dataTransfer.files];
-      send(zone, zone.dataset.multiple === "yes" ? files : files.slice(0, 1));
-    }
+    if (kind === "drop" && e.dataTransfer.files.length) dropped(zone, e.dataTransfer);
   });
 
 /* --- the map of pictures: one stop for Tab, arrows go to the nearest that way ---------------- */
@@ -172,6 +226,22 @@ document.addEventListener("keydown", (e) => {
   if (next || WAYS[e.key]) e.preventDefault();
   if (next) choose(next);
 });
+
+/* --- the notes behind an (i): beside it, and whole in the window --------------------------- */
+const EDGE = 8;
+function placeNotes() {
+  for (const info of document.querySelectorAll("details.info[open]")) {
+    const at = info.getBoundingClientRect(), bubble = info.querySelector(".bubble");
+    const { width, height } = bubble.getBoundingClientRect();
+    const right = document.documentElement.clientWidth - width - EDGE;
+    const below = at.bottom + EDGE, fits = below + height + EDGE <= window.innerHeight;
+    bubble.style.left = `${Math.max(EDGE, Math.min(at.left + (at.width - width) / 2, right))}px`;
+    bubble.style.top = `${fits ? below : Math.max(EDGE, at.top - height - EDGE)}px`;
+  }
+}
+document.addEventListener("toggle", placeNotes, true);
+document.addEventListener("scroll", placeNotes, { capture: true, passive: true });
+window.addEventListener("resize", placeNotes);
 
 /* --- small things ------------------------------------------------------------------------- */
 document.addEventListener("load", (e) => {

@@ -46,14 +46,13 @@ def _demo_page(studio: Studio) -> Path:
 def settings(studio: Studio, request: Request, form: Form) -> Response:
     kept = studio.desk.settings()
     jobs = studio.desk.jobs.of("doctor", "doctor")
-    answer = studio.desk.jobs.answer(jobs[0]) if jobs else None
     return page(
         studio,
         request,
         "settings.html",
         base=str(kept.get("base") or "pocket"),
         encoder=str(kept.get("encoder") or ""),
-        doctor=answer,
+        doctor=_doctor_told(studio),
         doctor_job=jobs[0] if jobs else None,
     )
 
@@ -78,11 +77,16 @@ def call_doctor(studio: Studio, *, again: bool = True) -> None:
 
 def speeds_of(studio: Studio) -> dict[str, Any] | None:
     """How fast the doctor found this machine's device, by precision; None before it looked."""
-    jobs = [j for j in studio.desk.jobs.of("doctor", "doctor") if j.over]
-    answer = studio.desk.jobs.answer(jobs[0]) if jobs else None
-    torch = (answer or {}).get("torch")
+    torch = (_doctor_told(studio) or {}).get("torch")
     found = torch.get("speed") if isinstance(torch, dict) else None
     return found if isinstance(found, dict) else None
+
+
+def _doctor_told(studio: Studio) -> dict[str, Any] | None:
+    """What the doctor found when it last came to an end; a look that was stopped found nothing."""
+    jobs = studio.desk.jobs
+    done = next((j for j in jobs.of("doctor", "doctor") if j.state == "done"), None)
+    return jobs.answer(done) if done else None
 
 
 def enter(studio: Studio, request: Request, form: Form) -> Response:

@@ -20,7 +20,7 @@ from variegate.studio.frame import Form, NotHere, Refused, Studio, found, go, pa
 from variegate.studio.incoming import TooLarge, receive
 from variegate.studio.jobs import Job
 from variegate.studio.planning import PEOPLE, Forecast, forecast, resolution_of
-from variegate.studio.sets import CHANGES, Box, PictureSet, Shot, families
+from variegate.studio.sets import CHANGES, Box, PictureSet, Shot, families, holds
 
 PER_PAGE = 48
 MOST_PICTURE = 128 * 2**20  # bytes of one file
@@ -121,7 +121,7 @@ def captions(studio: Studio, request: Request, form: Form) -> Response:
         first = studio.words("pictures.first_caption", trigger=trigger)
         pictures.say({s.name: first for s in shots if not s.caption})
     else:
-        lacking = [s for s in shots if s.caption and trigger not in s.caption.split()]
+        lacking = [s for s in shots if s.caption and not holds(s.caption, trigger)]
         pictures.say({s.name: f"{trigger}, {s.caption}" for s in lacking})
     ask_audit(studio, pictures)
     return _whole(studio, request, pictures)
@@ -169,19 +169,21 @@ def undo(studio: Studio, request: Request, form: Form) -> Response:
 
 async def upload(request: Request) -> Response:
     """One file as the body of one request: a picture, or a ZIP of them. Its name is somebody's
-    words and only told back; its caption comes in a header."""
+    words and only told back; its caption comes in a header, and the drop that it is a part of."""
     studio: Studio = request.app.state.studio
     pictures = await run_in_threadpool(studio.desk.set, request.path_params["set"])
     if pictures is None:
         return JSONResponse({"why": studio.words("faults.not_here")}, 404)
     told = clean(unquote(request.headers.get("x-file-name", "")))[:120]
     caption = request.headers.get("x-caption")
+    # An archive is one drop even where the page names none.
+    drop = clean(request.headers.get("x-drop", ""))[:60] or uuid.uuid4().hex
     packed = request.headers.get("content-type") == "application/zip"
     arriving = studio.desk.home / ".incoming" / uuid.uuid4().hex
     try:
         await receive(request, arriving, most=MOST_ZIP if packed else MOST_PICTURE)
         taken, refused = await run_in_threadpool(
-            _take, pictures, arriving, unquote(caption) if caption else None, packed
+            _take, pictures, arriving, unquote(caption) if caption else None, packed, drop
         )
     except TooLarge as error:
         return JSONResponse(
@@ -197,15 +199,16 @@ async def upload(request: Request) -> Response:
 
 
 def _take(
-    pictures: PictureSet, file: Path, caption: str | None, packed: bool
+    pictures: PictureSet, file: Path, caption: str | None, packed: bool, drop: str
 ) -> tuple[int, list[list[str]]]:
     if not packed:
-        pictures.take_in(file, caption=clean(caption) if caption is not None else None)
+        told = clean(caption) if caption is not None else None
+        pictures.take_in(file, caption=told, drop=drop)
         return 1, []
     taken, refused = 0, []
     for each in zips.pictures_in(file, file.parent):
         try:
-            pictures.take_in(each.file, caption=each.caption)
+            pictures.take_in(each.file, caption=each.caption, drop=drop)
             taken += 1
         except ImagesError as error:
             refused.append([each.told, str(error)])
@@ -326,9 +329,7 @@ def _context(studio: Studio, pictures: PictureSet, *, start: int = 0) -> dict[st
             for g in seen.groups
         ],
         "bare": sum(1 for s in shots if not s.caption),
-        "lacking": sum(
-            1 for s in shots if trigger and s.caption and trigger not in s.caption.split()
-        ),
+        "lacking": sum(1 for s in shots if trigger and s.caption and not holds(s.caption, trigger)),
     }
 
 

@@ -82,8 +82,13 @@ def start(studio: Studio, request: Request, form: Form) -> Response:
     settings = _settings(asked, _edited(form))
     given = {"images": str(pictures.folder), "trigger": trigger, "class_noun": noun}
     recipe_of(settings, asked["base"], **given)  # refuses with all its faults, before any work
-    runs = studio.desk.home / "runs"
-    name = folder_name(form.get("name") or pictures.name, lambda n: (runs / n).exists())
+    runs, jobs = studio.desk.home / "runs", studio.desk.jobs
+    # A job makes its folder only once it has begun.
+    asked_for = {j.about for j in jobs.all() if not j.over}
+    name = folder_name(
+        form.get("name") or pictures.name,
+        lambda n: (runs / n).exists() or str(runs / n) in asked_for,
+    )
     verb = "train" if asked["card"] == "style" else "trial"
     words = [verb, str(pictures.folder), "--base", asked["base"]]
     words += ["--trigger", trigger, "--class", noun, "--out", str(runs / name)]
@@ -91,7 +96,7 @@ def start(studio: Studio, request: Request, form: Form) -> Response:
     if verb == "trial" and (encoder := studio.desk.settings().get("encoder")):
         words += ["--encoder", str(encoder)]
     title = studio.words("jobs.learn", name=pictures.name)
-    studio.desk.jobs.add(words, title=title, lane="device", about=str(runs / name))
+    jobs.add(words, title=title, lane="device", about=str(runs / name))
     studio.desk.forget_listing()
     return go("/runs")
 

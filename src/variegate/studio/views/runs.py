@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +20,7 @@ from variegate.run import Run
 from variegate.studio.desk import RunPlace
 from variegate.studio.frame import Form, NotHere, Refused, Studio, found, go, page, render
 from variegate.studio.jobs import Job, at_work, is_learning
+from variegate.studio.planning import asks_for
 from variegate.studio.views.cards import job_lines, run_cards, sides, works_on
 from variegate.studio.watching import as_json, clock, curves, dials, events, film, stage_of
 
@@ -27,7 +28,9 @@ PER_PAGE = 24
 MOST_STREAMS = 64
 BEAT = 1.0  # seconds between two looks at a run
 LASTS = 600.0  # seconds of one stream; the browser opens the next by itself
+AGAIN = 1000  # milliseconds until it does
 MOST_EVENTS = 60
+MOST_ENDED = 6  # that ended early
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _INLINE = re.compile(r'\sstyle="([^"]*)"')
 _streams = 0
@@ -49,7 +52,6 @@ def _list(studio: Studio, request: Request) -> dict[str, Any]:
         start = 0
     places, jobs = studio.desk.runs(), studio.desk.jobs.all()
     active = [j for j in jobs if not j.over]
-    ended = [j for j in jobs if j.over and j.lane == "device"][:6]
     return {
         "cards": run_cards(studio, places[start : start + PER_PAGE]),
         "start": start,
@@ -58,8 +60,15 @@ def _list(studio: Studio, request: Request) -> dict[str, Any]:
         "devices": len(studio.desk.devices()) if active else 1,
         "active": job_lines(studio, [j for j in active if j.lane == "device"]),
         "small": job_lines(studio, [j for j in active if j.lane == "desk"]),
-        "ended": job_lines(studio, ended),
+        "ended": job_lines(studio, _ended_early(jobs)[:MOST_ENDED]),
     }
+
+
+def _ended_early(jobs: Sequence[Job]) -> list[Job]:
+    """What failed or was stopped and was not asked for again since, latest first."""
+    newest = {(j.about or j.id, j.verb): j for j in sorted(jobs, key=lambda j: j.made)}
+    early = [j for j in newest.values() if j.state in ("failed", "stopped") and j.lane == "device"]
+    return sorted(early, key=lambda j: -(j.ended or 0.0))
 
 
 def job(studio: Studio, request: Request, form: Form) -> Response:
@@ -101,8 +110,10 @@ def ask(studio: Studio, request: Request, form: Form) -> Response:
     elif do == "go on":
         if at_work(folder) or (ours is not None and not ours.over):
             raise Refused(studio.words("live.already"))
-        if ours is not None and ours.about == str(folder):
-            jobs.again(ours)
+        # What was asked with other settings, for a folder that had gone to this run, would fail.
+        its_own = (j for j in jobs.of(folder, "trial", "train") if asks_for(j.words, folder))
+        if (begun := next(its_own, None)) is not None:
+            jobs.again(begun)
         else:
             title = studio.words("jobs.resume", name=place.name)
             words = ["train", "--resume", str(folder)]
@@ -133,10 +144,14 @@ async def stream(request: Request) -> Response:
         _streams += 1
         try:
             sent: dict[str, str] = {}
+            yield f"retry: {AGAIN}\n\n"
             for beat in range(int(LASTS / BEAT)):
                 if await request.is_disconnected():
                     return
                 now = await run_in_threadpool(_parts, studio, place)
+                if not now:
+                    yield f"event: gone\ndata: {studio.words('live.gone')}\n\n"
+                    return
                 for name, text in now.items():
                     if sent.get(name) != text:
                         sent[name] = text
@@ -152,11 +167,15 @@ async def stream(request: Request) -> Response:
 
 
 def _parts(studio: Studio, place: RunPlace) -> dict[str, str]:
+    """The parts of a run's page; none when the run is no longer there."""
     studio.desk.forget_listing()
     known = studio.desk.run(place.id)
-    if known is None:
+    try:
+        seen = _seen(studio, known) if known else None
+    except RunError:
+        seen = None
+    if seen is None:
         return {}
-    seen = _seen(studio, known)
     return {
         **{n: render(studio, f"live_{n}.html", **seen) for n in ("now", "film", "events")},
         "curves": as_json(seen["curves"]),
@@ -190,6 +209,7 @@ def report(studio: Studio, request: Request, form: Form) -> Response:
     place = _place(studio, request)
     record = studio.desk.record(place.folder)
     verdict = record.verdict
+    writing = _report_job(studio, place)
     return page(
         studio,
         request,
@@ -203,13 +223,15 @@ def report(studio: Studio, request: Request, form: Form) -> Response:
         there=(place.folder / "report.html").is_file(),
         adapter=(place.folder / "adapter.safetensors").is_file(),
         job=_job(studio, place),
-        rewriting=_report_job(studio, place),
+        rewriting=writing is not None and not writing.over,
+        unwritten=writing.fault if writing else "",
     )
 
 
 def write_page(studio: Studio, request: Request, form: Form) -> Response:
     place = _place(studio, request)
-    if _report_job(studio, place) is None:
+    writing = _report_job(studio, place)
+    if writing is None or writing.over:
         title = studio.words("jobs.report", name=place.name)
         words = ["report", str(place.folder)]
         studio.desk.jobs.add(words, title=title, lane="desk", about=str(place.folder))
@@ -217,7 +239,8 @@ def write_page(studio: Studio, request: Request, form: Form) -> Response:
 
 
 def _report_job(studio: Studio, place: RunPlace) -> Job | None:
-    return next((j for j in studio.desk.jobs.of(place.folder, "report") if not j.over), None)
+    """The latest that writes this run's page, or wrote it."""
+    return next(iter(studio.desk.jobs.of(place.folder, "report")), None)
 
 
 def run_page(studio: Studio, request: Request, form: Form) -> Response:

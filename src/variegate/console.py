@@ -21,7 +21,7 @@ import warnings
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
-from variegate.errors import VariegateError
+from variegate.errors import RequestError, VariegateError
 from variegate.signals import Terminated, unwinding_on_signals
 
 PLAIN_SECONDS = 5.0  # between two progress lines where there is no terminal
@@ -159,17 +159,25 @@ class Door:
         elif self.as_json:
             self._print(json.dumps(self._document, allow_nan=False))
         elif self._text and not self.mute:
-            self._print(self._text)
+            self._print(printable(self._text, keep="\n"))
         raise SystemExit(self.exit_code)
 
     def _print(self, text: str) -> None:
         try:
-            print(text)
+            try:
+                print(text)
+            except UnicodeEncodeError:  # a terminal of other letters
+                encoding = sys.stdout.encoding
+                print(text.encode(encoding, "backslashreplace").decode(encoding))
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader left, as `head` does; Python would complain once more while closing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.exit_code = 128 + 13
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exit_code = 1
+            print(f"the answer cannot be written: {error.strerror}", file=sys.stderr)
 
     def _tell(self, error: BaseException) -> None:
         self.exit_code, message = _explain(error)
@@ -188,6 +196,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGTERM, "stopped by SIGTERM"
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "stopped by Ctrl-C"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return 1, (
+            f"{error.filename}: {error.strerror}; change its permissions, free some space, or name "
+            "another place"
+        )
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        around = ascii(error.object[max(0, error.start - 40) : error.end + 40])
+        return RequestError.exit_code, (
+            f"{around} holds bytes that are no UTF-8; name the folder or file anew, or write the "
+            "word in UTF-8"
+        )
     what = " ".join(str(error).split()) or "no message"
     return 1, (
         f"unexpected {type(error).__name__}: {what}\n"

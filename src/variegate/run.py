@@ -17,13 +17,13 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from variegate.errors import NoSpace, RecipeError, RunError, RunLocked
+from variegate.errors import NoSpace, RecipeError, RequestError, RunError, RunLocked
 from variegate.recipe import Recipe
 
 # What a step leaves behind; a restart at step s takes back those beyond s.
@@ -77,6 +77,22 @@ class Run:
                 "space, change its permissions, or name another folder"
             ) from error
         return Run(folder, recipe)
+
+    @staticmethod
+    @contextmanager
+    def claimed(folder: Path, recipe: Recipe) -> Iterator[Run]:
+        """As `create`; a request that is refused before the run began leaves the folder free for
+        the same with its fault mended."""
+        new = not (Path(folder) / "recipe.toml").exists()
+        run = Run.create(folder, recipe)
+        try:
+            yield run
+        except RequestError:
+            if new and not run.read_journal():
+                (run.folder / "recipe.toml").unlink(missing_ok=True)
+                with suppress(OSError):  # something else is in it
+                    run.folder.rmdir()
+            raise
 
     @staticmethod
     def open(folder: Path) -> Run:

@@ -15,7 +15,8 @@ import torch
 def number(root: int, stream: str, *address: int | str) -> int:
     """A 63-bit seed for one address."""
     text = "\x1f".join([str(root), stream, *map(str, address)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    data = text.encode("utf8", "surrogatepass")  # names of files need not be UTF-8
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
 def at(root: int, stream: str, *address: int | str) -> torch.Generator:

@@ -53,7 +53,8 @@ def _trial(
     model: DiffusionModel | None = None,
 ) -> tuple[dict[str, Any], Evidence]:
     try:
-        return _tell_story(recipe, out=out, encoders=encoders, say=say, model=model)
+        with Run.claimed(out, recipe) as run:
+            return _tell_story(run, out=out, encoders=encoders, say=say, model=model)
     except Interrupted as error:
         raise Interrupted(
             f"stopped; what is done is kept in {out}: the same command goes on from there",
@@ -62,14 +63,14 @@ def _trial(
 
 
 def _tell_story(
-    recipe: Recipe,
+    run: Run,
     *,
     out: Path,
     encoders: Sequence[Encoder],
     say: Say,
     model: DiffusionModel | None,
 ) -> tuple[dict[str, Any], Evidence]:
-    run = Run.create(out, recipe)
+    recipe = run.recipe
     pictures = ImageSet.read(Path(recipe.images))
     model = model or _load_whole(recipe)
     looked = audit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def _ask(*words: str) -> tuple[int, str, str]:
         (["nonsense"], "No such command"),
         (["convert", "a", "b", "--to", "pickle"], "'pickle' is not one of"),
         (["sample", "--prompt", "a", "--out", "x", "--seeds", "0"], "greater than or equal to 1"),
+        (
+            ["sample", "--prompt", "a", "--out", "x", "--steps", "1001"],
+            "less than or equal to 1000",
+        ),
     ],
 )
 def test_wrong_words_exit_2_and_name_the_word(words: list[str], told: str) -> None:
@@ -45,6 +50,10 @@ def test_wrong_words_exit_2_and_name_the_word(words: list[str], told: str) -> No
         (["measure", "a.safetensors", "--fail-on", "narow"], "did you mean 'narrowed'?"),
         (["train"], "no pictures to learn from"),
         (["train", "x", "--resume", "y"], "leave IMAGES"),
+        (["train", "--resume", "y", "--trigger", "zqx"], "leave IMAGES"),
+        (["train", "--resume", "y", "--seed", "0"], "leave IMAGES"),
+        (["bench", "--out", f"{os.devnull}/x"], "Not a directory; name a folder"),
+        (["demo", "--out", os.devnull], "File exists; name a folder"),
         (["train", "x", "--steps", "9"], "--set optimizer.steps=N"),
         (["train", "x", "--recipe", "nowhere"], "shipped recipes"),
         (["train", "x", "--set", "optimizer.stpes=3"], "did you mean 'steps'?"),
@@ -59,6 +68,13 @@ def test_impossible_requests_exit_2_and_say_what_to_do(words: list[str], told: s
     assert told in err
     assert told in json.loads(out)["error"]["message"]
     assert "Traceback" not in err
+
+
+def test_a_setting_of_a_schedule_takes_its_short_name_for_a_table() -> None:
+    code, text, _ = _ask("recipe", "pocket", "--set", "optimizer.schedule.floor=0.1")
+    assert code == 0
+    schedule = tomllib.loads(text)["optimizer"]["schedule"]
+    assert (schedule["kind"], schedule["floor"]) == ("cosine", 0.1)
 
 
 def test_all_faults_of_a_recipe_are_told_at_once() -> None:

@@ -87,6 +87,52 @@ with Door(as_json=True):
     assert "SIGTERM" in json.loads(done.stdout)["error"]["message"]
 
 
+def _answer(text: str, where: str = "", **env: str) -> subprocess.CompletedProcess[bytes]:
+    code = f"from variegate.console import Door\nwith Door() as door: door.answer({{}}, {text!r})"
+    with open(where or os.devnull, "wb") as out:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=out if where else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **env},
+            check=False,
+        )
+
+
+def test_an_answer_in_letters_that_the_terminal_lacks_is_told_all_the_same() -> None:
+    done = _answer("caf\xe9 \u65e5", PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stdout.strip()) == (0, b"caf\xe9 \\u65e5")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_an_answer_that_cannot_be_written_is_a_fact() -> None:
+    done = _answer("one", where="/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == [
+        "the answer cannot be written: No space left on device"
+    ]
+
+
+def test_an_answer_cannot_drive_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), Door() as door:
+        door.answer({}, "runs/e\x1b[31mred\nand more")
+    assert capfd.readouterr().out == "runs/e\\x1b[31mred\nand more\n"
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_ours(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert _pass_through(Door(), NotADirectoryError(20, "Not a directory", "a.txt/base")) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith("a.txt/base: Not a directory; ")
+
+
+def test_a_name_that_is_no_utf_8_is_told_as_such(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnicodeEncodeError) as fault:
+        os.fsdecode(b"caf\xe9").encode()
+    assert _pass_through(Door(), fault.value) == 2
+    assert r"'caf\udce9' holds bytes that are no UTF-8" in capfd.readouterr().err
+
+
 def test_control_marks_cannot_drive_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     _pass_through(Door(), RecipeError("trigger \x1b[31m\u202e"))
     assert "\\x1b[31m\\u202e" in capfd.readouterr().err

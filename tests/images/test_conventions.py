@@ -234,6 +234,12 @@ def test_a_missing_empty_or_wrong_folder_is_an_error_with_advice(tmp_path: Path)
         ImageSet.read(tmp_path / "none")
     with pytest.raises(ImagesError, match=r"no pictures in .*PNG"):
         ImageSet.read(tmp_path)
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    crafted.write_scenes(listed, 2)
+    (listed / "metadata.jsonl").write_text('{"file": "a.png", "text": "a toy"}\n')
+    with pytest.raises(ImagesError, match=r"no pictures in .*what was found: 'metadata.jsonl'"):
+        ImageSet.read(listed)
     file = crafted.write_scenes(tmp_path, 1)[0]
     with pytest.raises(ImagesError, match="is a file; give the folder"):
         ImageSet.read(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import variegate
-from variegate.errors import NoSpace, RunError, RunLocked
+from variegate.errors import BaseError, NoSpace, RunError, RunLocked
 from variegate.measurement import Measurement
 from variegate.recipe import Recipe
 from variegate.run import Run, write_atomically
@@ -31,6 +31,20 @@ def test_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:
     Run.create(tmp_path, RECIPE)
     with pytest.raises(RunError, match=r"trigger: 'zqx' there, 'other' asked"):
         Run.create(tmp_path, RECIPE.model_copy(update={"trigger": "other"}))
+
+
+def test_a_request_that_is_refused_leaves_its_folder_free(tmp_path: Path) -> None:
+    folder, mended = tmp_path / "run", RECIPE.model_copy(update={"trigger": "other"})
+    with pytest.raises(BaseError), Run.claimed(folder, RECIPE):
+        raise BaseError("no such base")
+    assert not folder.exists()
+    with Run.claimed(folder, mended) as run:
+        run.journal("start", step=0)
+    with pytest.raises(BaseError), Run.claimed(folder, mended) as run:  # it has begun
+        raise BaseError("the base is gone")
+    assert Run.open(folder).recipe == mended
+    with pytest.raises(RunError, match="holds another run"), Run.claimed(folder, RECIPE):
+        pass
 
 
 def test_what_is_no_run_is_said_so(tmp_path: Path) -> None:

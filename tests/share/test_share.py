@@ -26,6 +26,7 @@ from variegate.recipe import Recipe
 from variegate.run import Run
 from variegate.share import card, share
 from variegate.share.card import code, escape, fenced
+from variegate.share.folder import recipe_text
 
 SECRET = "hf_" + "Ab1" * 8
 OTHER_SECRET = "the-value-of-a-variable"
@@ -145,6 +146,22 @@ def test_all_three_places_find_what_they_look_for(tmp_path: Path) -> None:
     again = Recipe.read(out / "recipe.toml", images="x")
     assert again.optimizer.steps == 123
     assert again.trigger == "zqx"
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule"),
+    [
+        *((("adamw", s)) for s in ("constant", "cosine", "linear", "restarts", "polynomial")),
+        ("prodigy", "cosine"),
+    ],
+)
+def test_a_shared_recipe_asks_what_the_run_asked(kind: str, schedule: str, tmp_path: Path) -> None:
+    recipe = Recipe.build(
+        settings=(f"optimizer.kind={kind}", f"optimizer.schedule={schedule}"), trigger="zqx"
+    )
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe_text(recipe), encoding="utf8")
+    assert Recipe.read(file) == recipe
 
 
 def test_the_card_is_one_that_the_hub_takes(tmp_path: Path) -> None:

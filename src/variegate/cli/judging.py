@@ -22,6 +22,7 @@ from variegate.cli.words import (
     TrainImages,
     Trigger,
     Workers,
+    place_of,
     verb,
 )
 from variegate.console import Door
@@ -80,7 +81,7 @@ def measure(
         "--on": on,
     }
     _check_sources(adapter, images, reference, drawing)
-    out = out.resolve() if out else None
+    out = place_of(out) if out else None
     asked: dict[str, Any] = {
         "encoders": encoder or (),
         "train_images": train_images,

@@ -26,6 +26,7 @@ from variegate.cli.words import (
     Trigger,
     Vram,
     Workers,
+    place_of,
     verb,
 )
 from variegate.console import Door
@@ -58,10 +59,11 @@ def train(
     seed: Seed = None,
 ) -> None:
     """Learn an adapter from pictures, or go on with a stopped run (--resume RUN)."""
-    if resume is not None and (images or base or out or recipe or settings or t5_tokenizer or vram):
+    own = (images, base, trigger, class_noun, out, recipe, settings, t5_tokenizer, vram, seed)
+    if resume is not None and any(word not in (None, [], ()) for word in own):
         raise RequestError(
-            "--resume RUN goes on with that run's own recipe and pictures; "
-            "leave IMAGES, --base, --out, --recipe, --set, --t5-tokenizer and --vram out"
+            "--resume RUN goes on with that run's own recipe and pictures; leave IMAGES and all "
+            "options of a new run out, such as --base, --trigger, --set and --seed"
         )
     if resume is None and steps is not None:
         raise RequestError(
@@ -99,7 +101,7 @@ def sample(
     strength: Annotated[
         list[float] | None, typer.Option(help="How strongly the adapter acts; 1. Repeatable.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, help="Guidance scale.")] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     variety: Annotated[
@@ -224,7 +226,7 @@ def demo(
     """See collapse and its prevention in a few minutes: no GPU, no download."""
     from variegate import trial as room
 
-    document = room.demo(out=out.resolve(), seed=seed or 0, say=door.say)
+    document = room.demo(out=place_of(out), seed=seed or 0, say=door.say)
     door.answer(document, answers.demo_text(document))
 
 
@@ -258,6 +260,8 @@ def read_asked(
         t5_tokenizer=str(t5_tokenizer.expanduser().resolve()) if t5_tokenizer else None,
         seed=seed,
     )
+    if asked.images and not images:  # the recipe's own word, wherever this process stands
+        asked = asked.model_copy(update={"images": _placed(asked.images)})
     if pictures and not asked.images:
         raise RequestError("no pictures to learn from: name their folder, as in `... my_photos`")
     return asked
@@ -267,7 +271,9 @@ def _placed(images: Path | str) -> str:
     """Where pictures are, wherever this process stands; an address of tars stays as it is."""
     from variegate.images import absolute, is_sharded
 
-    return absolute(str(images)) if is_sharded(str(images)) else str(Path(images).resolve())
+    if is_sharded(str(images)):
+        return absolute(str(images))
+    return str(Path(images).expanduser().resolve())
 
 
 def _with(settings: list[str] | None, vram: float | None) -> list[str]:

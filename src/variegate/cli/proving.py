@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from variegate.cli.words import Base, ClassNoun, Encoders, On, Settings, Trigger, Workers, verb
+from variegate.cli.words import (
+    Base,
+    ClassNoun,
+    Encoders,
+    On,
+    Settings,
+    Trigger,
+    Workers,
+    place_of,
+    verb,
+)
 from variegate.console import Door
 from variegate.errors import RequestError
 
@@ -57,6 +67,7 @@ def bench(
         found = scoreboard.summary(room.published())
         door.answer(found, scoreboard.as_text(found))
         return
+    out = place_of(out)
     bed = _bed(base, images, trigger, class_noun, encoder or (), settings or ())
     asked = room.cells(
         suite, strategies=_listed(strategies), ailments=_listed(ailments), seeds=seeds, bed=bed
@@ -75,7 +86,6 @@ def bench(
         "base": base or "pocket",
         "left_out": left_out,
     }
-    out.mkdir(parents=True, exist_ok=True)
     room.write_table(rows, out / "rows.parquet")
     page = write_scoreboard(
         found,

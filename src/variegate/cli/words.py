@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 
 from variegate.console import Door
+from variegate.errors import RequestError
 
 # The same four options on every verb; `verb` adds them.
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -114,3 +116,20 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = Signature(list(words.values()))  # type: ignore[attr-defined]
     command.__annotations__ = {name: p.annotation for name, p in words.items()}
     return command
+
+
+def place_of(out: Path) -> Path:
+    """A folder to write to, made before the work is begun that fills it.
+
+    Raises: RequestError when it cannot be.
+    """
+    place = out.expanduser().resolve()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"--out {out}: {error.strerror}; name a folder that can be written, or a new one"
+        ) from error
+    if not os.access(place, os.W_OK):
+        raise RequestError(f"--out {out}: not writable; change its permissions, or name another")
+    return place

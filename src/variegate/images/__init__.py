@@ -168,7 +168,8 @@ def _kept(home: Path, name: str, data: bytes) -> Path:
 def _nothing_found(folder: str, faults: list[Fault]) -> str:
     refused = [f for f in faults if not f.usable]
     message = f"no pictures in {folder!r}; expected PNG, JPEG, WEBP, BMP or GIF files"
-    if refused:
-        told = "; ".join(f"{f.file.name!r}: {f.fault}" for f in refused[:3])
-        message += f". {len(refused)} file(s) were refused: {told}"
+    if refused or faults:
+        told = "; ".join(f"{f.file.name!r}: {f.fault}" for f in (refused or faults)[:3])
+        what = f"{len(refused)} file(s) were refused" if refused else "what was found"
+        message += f". {what}: {told}"
     return message

@@ -182,6 +182,8 @@ def _apply(tables: dict[str, Any], setting: str) -> None:
     table = tables
     for key in keys[:-1]:
         inner = table.setdefault(key, {})
+        if key == "schedule" and isinstance(inner, str):  # short for a table of that kind
+            inner = table[key] = {"kind": inner}
         if not isinstance(inner, dict):
             raise RecipeError(f"setting {setting!r}: {key} is a value, not a table")
         table = inner

@@ -257,6 +257,9 @@ def recipe_text(recipe: Recipe) -> str:
     for table, kind in kinds.items():
         if table in tables:
             tables[table] = {"kind": kind, **tables[table]}
+    if "schedule" in (optimizer := tables.get("optimizer", {})):
+        schedule = recipe.optimizer.schedule
+        optimizer["schedule"] = {"kind": schedule.kind, **optimizer["schedule"]}
     for key in ("images", "t5_tokenizer"):
         tables.pop(key, None)
     return "# Give your own pictures: variegate trial my_photos --recipe recipe.toml\n" + (

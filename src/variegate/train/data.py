@@ -22,7 +22,7 @@ from torch import Tensor
 from variegate import seeds
 from variegate.adapter import Attached
 from variegate.errors import ImagesError, NotFinite, RecipeError
-from variegate.images import ImageSet, Picture, Shards
+from variegate.images import Fault, ImageSet, Picture, Shards
 from variegate.models import Conditioning
 from variegate.recipe import Recipe
 from variegate.train.budget import budget_note
@@ -42,6 +42,7 @@ from variegate.train.wording import still_true
 
 _log = logging.getLogger(__name__)
 
+UNREAD = ("ignored", "outside", "metadata", "caption", "mask")  # faults of a folder's files
 MOST_WORDS = 512 * 2**20  # bytes of embeddings kept: 2,000 prompts of SD 1.x
 LARGEST_RATIO = 3.0  # sides beyond which cropping to a square leaves too little
 
@@ -101,7 +102,7 @@ def read_training_set(
         [cut.picture for cut in cuts], hashes, recipe.held_out, seed=recipe.seed, families=first
     )
     trained_on = len({examples[i].family for i in parts.train})
-    if warning := budget_note(recipe, trained_on):
+    for warning in filter(None, (faults_note(images.faults), budget_note(recipe, trained_on))):
         _log.warning("%s", warning)
         notes.append(warning)
     return TrainingSet(
@@ -111,6 +112,23 @@ def read_training_set(
         notes=(*notes, parts.why),
         fingerprint=fingerprints(images),
     )
+
+
+def faults_note(faults: Sequence[Fault]) -> str:
+    """What of a folder was not read as it lies there, for who did not audit it; else nothing.
+
+    >>> from pathlib import Path
+    >>> faults_note([Fault(Path("a.txt"), "caption", "not UTF-8", "save it as UTF-8")])
+    "1 of the folder's files was not read as it is ('a.txt': not UTF-8); `variegate audit` tells"
+    >>> faults_note([])
+    ''
+    """
+    told = [fault for fault in faults if fault.kind in UNREAD or not fault.usable]
+    if not told:
+        return ""
+    which = "; ".join(f"{fault.file.name!r}: {fault.fault}" for fault in told[:3])
+    verb = "was not read as it is" if len(told) == 1 else "were not read as they are"
+    return f"{len(told)} of the folder's files {verb} ({which}); `variegate audit` tells"
 
 
 class Encoded(NamedTuple):

@@ -68,13 +68,13 @@ def train(
     Raises: RunError, RunLocked, ImagesError, BaseError, AdapterError, RecipeError for what was
     asked; NotFinite, NoSpace when the work fails; Interrupted after a signal, once all is saved.
     """
-    run = Run.create(out, recipe)
-    if _is_finished(run):
-        images = images or open_pictures(recipe.images)
-        now = {"pictures": fingerprints(images)} | ({"base": str(model.id)} if model else {})
-        _refuse_changes(run, run.read_journal("start"), now)
-        return run
-    return _learn(run, model, images, say or silent)
+    with Run.claimed(out, recipe) as run:
+        if _is_finished(run):
+            images = images or open_pictures(recipe.images)
+            now = {"pictures": fingerprints(images)} | ({"base": str(model.id)} if model else {})
+            _refuse_changes(run, run.read_journal("start"), now)
+            return run
+        return _learn(run, model, images, say or silent)
 
 
 def resume(

@@ -4,7 +4,7 @@ The kinds of adapter are on it too, since what can be learnt decides what can be
 methods of sampling, which draw more out of what was learnt. Names, settings and summaries are read
 from the recipe, so that menu and recipe cannot part; only stage and cost are written here. Effects
 are those of the published benchmark, `effects.json`, and of the table of methods,
-`sampling_effects.json`.
+`sampling_effects.json`; what a cost comes to is `strategy_costs.json`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from variegate.recipe import ADAPTER_KINDS, SamplingMethods, Strategies
 
 Stage = Literal["data", "adapter", "objective", "optimizer", "guard", "sampling", "merge"]
 UNTESTED = "untested"
+LEAST_ONCE = 10  # plain steps, below which chance speaks
 ALTERED = "a few altered variants of each picture, encoded once"
 
 
@@ -166,13 +167,30 @@ def measured() -> dict[str, str]:
     return found
 
 
+@cache
+def _costs() -> dict[str, dict[str, float]]:
+    """Of training on the pocket, by `tools/strategy_costs.py`: `step`, a step beside plain's, and
+    `once`, what is done once, in plain's steps."""
+    file = resources.files(__package__) / "strategy_costs.json"
+    found: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf8"))
+    return found
+
+
+def _cost(name: str, words: str) -> str:
+    found = _costs().get(name)
+    if found is None:
+        return words
+    once = f", and once {found['once']:.0f} plain steps" if found["once"] >= LEAST_ONCE else ""
+    return f"{words}; on the pocket {found['step']:.1f} times a plain step{once}"
+
+
 def _describe(name: str, entry: type[Entry], facts: Facts, effect: str) -> dict[str, Any]:
     return {
         "name": name,
         "stage": facts.stage,
         "summary": (entry.__doc__ or "").strip().splitlines()[0],
         "settings": [_setting(entry, key) for key in entry.model_fields if key != "kind"],
-        "cost": facts.cost,
+        "cost": _cost(name, facts.cost),
         "effect": effect,
     }
 

@@ -7,26 +7,26 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "peft", "scipy", "matplotlib", "kornia")
+HEAVY = (
+    *("torch", "diffusers", "transformers", "peft", "scipy", "matplotlib", "kornia", "optuna"),
+    *("numpy", "PIL", "pyarrow", "jinja2", "starlette", "safetensors", "accelerate", "ray"),
+)
 
 
-def _run(code: str) -> tuple[float, list[str]]:
-    """CPU seconds of the code in a fresh interpreter, and which heavy packages it loaded."""
+def _loaded(code: str) -> list[str]:
+    """Which heavy packages the code loads in a fresh interpreter: what waiting is made of."""
     tail = f"""
-import sys, time
-print("::", time.process_time(), *[m for m in {HEAVY!r} if m in sys.modules])
+import sys
+print("::", *[m for m in {HEAVY!r} if m in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", code + tail], capture_output=True, text=True, check=True
     )
-    seconds, *loaded = done.stdout.rsplit("::", 1)[1].split()
-    return float(seconds), loaded
+    return done.stdout.rsplit("::", 1)[1].split()
 
 
 def test_importing_the_package_is_instant() -> None:
-    seconds, loaded = _run("import variegate")
-    assert loaded == []
-    assert seconds < 0.3
+    assert _loaded("import variegate") == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"]])
@@ -40,18 +40,14 @@ try:
 except SystemExit as end:
     assert end.code in (0, None), end.code
 """
-    # The first start after an installation compiles; what users wait for is the next.
-    seconds, loaded = min(_run(code) for _ in range(2))
-    assert loaded == []
-    assert seconds < 0.5
+    assert _loaded(code) == []
 
 
 @pytest.mark.parametrize(
     "module", ["cli", "recipe", "recipes", "measurement", "catalogue", "run", "report", "doctor"]
 )
 def test_what_reads_folders_and_words_needs_no_torch(module: str) -> None:
-    _, loaded = _run(f"import variegate.{module}")
-    assert "torch" not in loaded
+    assert "torch" not in _loaded(f"import variegate.{module}")
 
 
 def test_every_public_name_resolves() -> None:

@@ -193,3 +193,12 @@ def test_what_a_kind_cannot_do_is_refused_at_once(tables: dict[str, Any], told: 
     assert told in str(refused.value)
     assert "found 'oft'" in str(refused.value)
     Recipe.build(tables)
+
+
+def test_a_cost_that_was_measured_is_told_behind_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"ema": {"step": 1.04, "once": 3.0}, "stay_near": {"step": 1.9, "once": 35.0}}
+    monkeypatch.setattr(catalogue, "_costs", lambda: found)
+    told = {entry["name"]: entry["cost"] for entry in catalogue.strategies()}
+    assert told["ema"] == f"{catalogue.FACTS['ema'].cost}; on the pocket 1.0 times a plain step"
+    assert told["stay_near"].endswith("1.9 times a plain step, and once 35 plain steps")
+    assert told["swa"] == catalogue.FACTS["swa"].cost

@@ -100,8 +100,8 @@ def _answer(text: str, where: str = "", **env: str) -> subprocess.CompletedProce
 
 
 def test_an_answer_in_letters_that_the_terminal_lacks_is_told_all_the_same() -> None:
-    done = _answer("caf\xe9 \u65e5", PYTHONIOENCODING="cp1252")
-    assert (done.returncode, done.stdout.strip()) == (0, b"caf\xe9 \\u65e5")
+    done = _answer("owl\xe9 \u65e5", PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stdout.strip()) == (0, b"owl\xe9 \\u65e5")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
@@ -128,9 +128,9 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_ours(
 
 def test_a_name_that_is_no_utf_8_is_told_as_such(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnicodeEncodeError) as fault:
-        os.fsdecode(b"caf\xe9").encode()
+        os.fsdecode(b"owl\xe9").encode()
     assert _pass_through(Door(), fault.value) == 2
-    assert r"'caf\udce9' holds bytes that are no UTF-8" in capfd.readouterr().err
+    assert r"'owl\udce9' holds bytes that are no UTF-8" in capfd.readouterr().err
 
 
 def test_control_marks_cannot_drive_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -251,9 +251,13 @@ def test_notes_and_long_names_are_seen_whole(width: int, opened: Any, tmp_path: 
             infos = window.page.locator("details.info")
             assert path not in paths[:2] or infos.count(), path
             for number in range(infos.count()):
-                infos.nth(number).locator("summary").click()
-                infos.nth(number).locator(".bubble").scroll_into_view_if_needed()
-                window.page.wait_for_timeout(100)
+                for _ in range(10):  # a part of the page that is drawn anew closes its notes
+                    if infos.nth(number).get_attribute("open") is None:
+                        infos.nth(number).locator("summary").click()
+                    infos.nth(number).locator(".bubble").scroll_into_view_if_needed()
+                    window.page.wait_for_timeout(100)
+                    if window.page.locator("details.info[open] .bubble").count():
+                        break
                 assert window.page.evaluate(HIDDEN) == [], (path, number)
                 window.fits()
         assert window.complaints == []
